@@ -1,0 +1,36 @@
+"""absdom: a verifier compiler for neural networks.
+
+A network and a property go in; a proof, a counterexample or a bound comes out. The names below are loaded on first
+use (PEP 562), so that `import absdom`, the command line's help and checkers load no torch.
+
+`absdom.plan` is the package of plans; the function that prints the plan of a run is `absdom.api.plan`.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "absdom.api": ("bound", "compile", "coverage", "info", "load", "verify"),
+    "absdom.errors": ("AbsdomError", "GraphError", "ModelError", "PropertyError", "UnsupportedOp", "UsageError"),
+    "absdom.ir.graph": ("Graph",),
+    "absdom.property": ("InputSet", "Property", "Spec", "make_property"),
+    "absdom.verdict": ("Result", "Witness"),
+}
+_LAZY = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *sorted(_LAZY)]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'absdom' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,261 @@
+"""The Python interface: load, compile, verify, bound. No global state; options and deadlines are arguments."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from absdom import registry
+from absdom.arithmetic import PROOF, SEARCH, Arithmetic, precise_backends
+from absdom.domain import InputBatch, NodeBounds, Recipe
+from absdom.errors import UnsupportedOp, UsageError
+from absdom.ir.graph import Graph
+from absdom.ir.text import print_graph
+from absdom.passes import lower
+from absdom.pipeline import Options, sha256, verify_problem
+from absdom.plan import run
+from absdom.plan.planner import make_schedule
+from absdom.plan.recipes import parse_recipe
+from absdom.problem import Problem, bound_rows
+from absdom.property import InputSet, Property
+from absdom.types import Clock
+from absdom.verdict import Result
+
+
+def load(model, example=None) -> Graph:
+    """A Graph from an ONNX file (path, `.onnx` or `.onnx.gz`) or from a torch module with an example input."""
+    if isinstance(model, Graph):
+        return model
+    if isinstance(model, torch.nn.Module):
+        return registry.service("torch")(model, example)
+    return registry.service("onnx")(model)
+
+
+def recipe_of(method: str | Recipe) -> Recipe:
+    return parse_recipe(method) if isinstance(method, str) else method
+
+
+def pick_device(device: str) -> str:
+    """`auto`, `cpu` or `cuda` -> the device to use, or a UsageError."""
+    known = ("auto", "cpu", "cuda")
+    if device not in known:
+        raise UsageError(f"device {device!r} is not one of {', '.join(known)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda': torch finds no GPU here; use --device cpu or auto")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@dataclass(eq=False)
+class Compiled:
+    """A graph with the schedule of a recipe for one of its nodes: bounds of any layer, differentiable in the weights."""
+
+    graph: Graph
+    recipe: Recipe
+    target: int
+
+    def describe(self) -> str:
+        return make_schedule(self.graph, self.recipe, self.target).describe()
+
+    def context(self, arithmetic: Arithmetic = SEARCH, params: Mapping[str, torch.Tensor] | None = None) -> run.Context:
+        return run.prepare(make_schedule(self.graph, self.recipe, self.target), arithmetic, params)
+
+    def bounds(
+        self,
+        inputs: InputSet | InputBatch,
+        layer: str | None = None,
+        *,
+        arithmetic: Arithmetic = SEARCH,
+        params: Mapping[str, torch.Tensor] | None = None,
+    ) -> NodeBounds:
+        """Bounds "B *n" of a layer by its name in the file (default: the output) over a batch of input sets.
+
+        `params` replaces weights by label; gradients flow to those that need them. With `arithmetic=PROOF` the
+        bounds hold over the reals.
+        """
+        node = self.target if layer is None else self.graph.find(layer)
+        schedule = make_schedule(self.graph, self.recipe, node)
+        context = run.prepare(schedule, arithmetic, {**self.graph.params, **(params or {})})
+        batch = InputBatch.of(inputs, arithmetic) if isinstance(inputs, InputSet) else inputs
+        return run.node_bounds(context, batch)
+
+
+def compile(graph: Graph, recipe: str | Recipe = "crown") -> Compiled:
+    """Compile a recipe for the graph's output."""
+    precise_backends()
+    graph = lower(graph)
+    if len(graph.outputs) != 1:
+        raise UsageError(f"the graph has {len(graph.outputs)} outputs; compile works on graphs with one")
+    return Compiled(graph, recipe_of(recipe), graph.outputs[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model and a property, read and checked against each other."""
+
+    graph: Graph
+    property: Property
+    judge: object
+    files: dict
+
+
+class GraphJudge:
+    """Replays witnesses in absdom's own float32 evaluation: for models that have no ONNX file."""
+
+    name = "absdom float32"
+
+    def __init__(self, problem_graph: Graph):
+        recipe = registry.recipes()["interval"]()
+        self._context = run.prepare(make_schedule(problem_graph, recipe), SEARCH)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return run.evaluate(self._context, torch.from_numpy(x.reshape(1, -1))).numpy()
+
+
+def read_task(model, prop, check: bool = True) -> Task:
+    """Read both; after loading, the graph must agree with onnxruntime on points of the property's input sets."""
+    files = {}
+    if isinstance(prop, Property):
+        property = prop
+    else:
+        property = registry.service("vnnlib")(prop)
+        files |= {"property": str(prop), "property_sha256": sha256(prop)}
+    graph = load(model)
+    if isinstance(model, (str, Path)):
+        files = {"model": str(model), "model_sha256": sha256(model), **files}
+        judge = registry.service("judge")(model)
+    else:
+        judge = None
+    return Task(graph, property, judge, files)
+
+
+def make_problem(task: Task, device: str = "cpu") -> tuple[Problem, object]:
+    """The problem and its judge; the loaded graph is compared with the judge on random points of the input sets."""
+    problem = Problem.of(task.graph, task.property, device)
+    if task.judge is None:
+        from absdom.problem import attach_vector
+
+        return problem, GraphJudge(attach_vector(task.graph, False))
+    inputs = task.property.inputs
+    generator = np.random.default_rng(0)
+    boxes = generator.integers(0, len(inputs), size=4)
+    points = inputs.lower[boxes] + generator.random((4, inputs.size)) * (inputs.upper[boxes] - inputs.lower[boxes])
+    context = problem.engine.evaluator(SEARCH)
+
+    def graph_eval(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            out = run.evaluate(context, context.arithmetic.tensor(x)).cpu().numpy()
+        return out[:, : task.property.outputs]
+
+    registry.service("check-agreement")(graph_eval, task.judge, points.astype(np.float32))
+    return problem, task.judge
+
+
+def verify(
+    model,
+    prop,
+    *,
+    timeout: float = inf,
+    method: str | Recipe = "auto",
+    device: str = "auto",
+    attack: bool = True,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Result:
+    """Verify `prop` (path or Property) on `model` (path, Graph or torch module); seconds count from this call."""
+    clock = Clock(timeout)
+    if not timeout > 0:
+        raise UsageError(f"timeout {timeout} is not a positive number of seconds")
+    recipe = None if method == "auto" else recipe_of(method)
+    flags = precise_backends()
+    where = pick_device(device)
+    task = read_task(model, prop)
+    problem, judge = make_problem(task, where)
+    options = Options(recipe, str(method), attack, seed, progress)
+    result = verify_problem(problem, judge, clock, options)
+    result.provenance.update(
+        {**task.files, "seed": seed, "device": where, "precision": flags, "versions": versions(), "judge": judge.name}
+    )
+    return result
+
+
+def versions() -> dict:
+    import importlib.metadata as metadata
+
+    found = {}
+    for name in ("absdom", "torch", "numpy", "onnx", "onnxruntime"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@dataclass(frozen=True)
+class BoundReport:
+    """Lower bounds of every row c.y + d of a property, in the order of the file."""
+
+    rows: list[tuple[int, int, float]]  # clause, row within the spec, lower bound
+    seconds: float  # of one bounding call, loading and preparing apart
+    peak_mb: float
+    method: str
+
+    def to_json(self) -> dict:
+        rows = [{"clause": c, "row": r, "lower": v} for c, r, v in self.rows]
+        return {"rows": rows, "seconds": self.seconds, "peak_mb": self.peak_mb, "method": self.method}
+
+
+def bound(model, prop, *, method: str | Recipe = "crown", device: str = "auto", proof: bool = False) -> BoundReport:
+    """One bounding call over all rows of the property, in float32 (`proof`: in charged float64)."""
+    precise_backends()
+    task = read_task(model, prop)
+    problem, _ = make_problem(task, pick_device(device))
+    context = problem.engine.context(recipe_of(method), PROOF if proof else SEARCH)
+    every = np.arange(task.property.spec.rows)
+    started = time.perf_counter()
+    value = bound_rows(context, task.property, every)
+    seconds = time.perf_counter() - started
+    rows = [(int(c), r, float(v)) for r, (c, v) in enumerate(zip(task.property.spec.clause, value, strict=True))]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return BoundReport(rows, seconds, peak, str(method))
+
+
+def plan(model, prop, *, method: str | Recipe = "crown") -> str:
+    """The steps, shapes, knobs, FLOPs and bytes of bounding this property, as text."""
+    task = read_task(model, prop)
+    problem = Problem.of(task.graph, task.property)
+    return make_schedule(problem.engine.graph, recipe_of(method)).describe()
+
+
+def info(model) -> dict:
+    """Ops, shapes and parameters of a model, and the ops that are not supported."""
+    try:
+        graph = load(model)
+    except UnsupportedOp as error:
+        return {"unsupported": list(error.ops), "message": str(error)}
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        counts[node.op.name] = counts.get(node.op.name, 0) + 1
+    parameters = sum(t.numel() for t in graph.params.values())
+    return {
+        "inputs": [str(graph.nodes[i].type) for i in graph.inputs],
+        "outputs": [str(graph.nodes[i].type) for i in graph.outputs],
+        "ops": {k: v for k, v in sorted(counts.items()) if k not in ("Input", "Param")},
+        "parameters": parameters,
+        "unsupported": [],
+        "graph": print_graph(graph),
+    }
+
+
+def coverage() -> str:
+    """The op x domain table: exact, kind, decomposed, coarse or none per cell, as Markdown."""
+    from absdom.coverage import table
+
+    return table()

@@ -1,0 +1,170 @@
+"""The command line: argparse, dispatch, exit codes. Commands and torch are imported when a command runs, not before."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+from absdom import __version__
+from absdom.errors import AbsdomError, UsageError
+
+ERROR, INTERRUPTED = 2, 130
+DEVICES = ("auto", "cpu", "cuda")
+
+_EXIT_CODES = "exit codes of verify: 0 unsat (the property holds), 1 sat (violated), 2 error, 3 unknown, 4 timeout"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing several lines of usage: every error is one line. No abbreviated options."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def positive_seconds(text: str) -> float:
+    """A number of seconds above 0; argparse turns the error into a message that names the option."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def positive_count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or above (and below 2**63)")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="absdom",
+        description="Prove properties of neural networks, or find counterexamples.",
+        epilog=_EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"absdom {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    plugin = _Parser(add_help=False)
+    plugin.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="run this Python file first: it registers ops, domains",
+    )
+    model = _Parser(add_help=False)
+    model.add_argument("model", metavar="MODEL", help="network: .onnx or .onnx.gz")
+    instance = _Parser(add_help=False, parents=[model])
+    instance.add_argument("property", metavar="PROPERTY", help="property: .vnnlib or .vnnlib.gz")
+
+    def add(name: str, parents: list, help: str, **kwargs) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=[*parents, common], help=help, description=help, **kwargs)
+
+    verify = add(
+        "verify", [instance, plugin], "decide whether the property holds; the first line of stdout is the verdict",
+        epilog=_EXIT_CODES,
+    )  # fmt: skip
+    verify.add_argument(
+        "--timeout", type=positive_seconds, default=math.inf, metavar="S", help="seconds (default: none)"
+    )
+    verify.add_argument("--method", default="auto", metavar="RECIPE", help="auto, a name or a recipe (default: auto)")
+    verify.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
+    verify.add_argument("--no-attack", action="store_true", help="do not search for counterexamples by gradients")
+    verify.add_argument("--seed", type=seed_number, default=0, metavar="N", help="seed of the search (default: 0)")
+    verify.add_argument(
+        "--counterexample", metavar="FILE", help="write the witness of a sat here, in VNN-COMP's format"
+    )
+    verify.add_argument(
+        "--json", metavar="FILE|-", help="write the whole result as JSON; -: to stdout, after the verdict"
+    )
+
+    bound = add("bound", [instance, plugin], "print a lower bound of every row of the property")
+    bound.add_argument("--method", required=True, metavar="RECIPE", help="ibp, crown-ibp, crown, cap or a recipe")
+    bound.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
+    bound.add_argument("--json", metavar="FILE|-", help="write rows, seconds and peak_mb as JSON; -: to stdout")
+
+    plan = add("plan", [instance, plugin], "print the steps, shapes and costs of a run")
+    plan.add_argument("--method", default="crown", metavar="RECIPE", help="ibp, crown-ibp, crown, cap or a recipe")
+
+    add("coverage", [plugin], "print the table of ops and domains: which rule handles what")
+    add("info", [model, plugin], "print the ops, shapes, parameters and unsupported ops of a network")
+
+    campaign = add(
+        "campaign",
+        [],
+        "verify every instance of a CSV file and print a table; exit code 1 if a verdict contradicts `consensus`",
+    )
+    campaign.add_argument(
+        "instances", metavar="INSTANCES.csv", help="columns onnx,vnnlib,timeout, with or without header"
+    )
+    campaign.add_argument(
+        "--timeout-cap", type=positive_seconds, default=math.inf, metavar="S", help="at most S seconds each"
+    )
+    campaign.add_argument("--limit", type=positive_count, metavar="N", help="only the first N instances")
+    campaign.add_argument(
+        "--jobs", type=positive_count, default=1, metavar="N", help="instances at a time (default: 1)"
+    )
+    campaign.add_argument(
+        "--out", default="results.csv", metavar="FILE", help="one row per instance; rows found there are not run again"
+    )
+    return parser
+
+
+def _one_line(error: BaseException) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, AbsdomError):
+        return _one_line(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    text = _one_line(error)
+    kind = type(error).__name__
+    return (
+        f"{kind}: {text} (run with --debug for the traceback)"
+        if text
+        else f"{kind} (run with --debug for the traceback)"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Errors are one line on stderr, `absdom: error: ...`, and code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = build_parser().parse_args(argv)
+        from absdom.cli import commands
+
+        code = commands.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`absdom coverage | head`): what is still buffered must not raise at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    except KeyboardInterrupt:
+        print("absdom: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"absdom: error: {_message(error)}", file=sys.stderr)
+        return ERROR

@@ -1,0 +1,63 @@
+"""Files that are whole or not there, and JSON that every reader accepts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+from absdom.errors import UsageError
+
+
+def check_writable(option: str, path: str | None) -> None:
+    """Say before a long run that its result could not be written."""
+    if path is None or path == "-":
+        return
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{option} {path}: the folder {folder} does not exist")
+    if Path(path).is_dir():
+        raise UsageError(f"{option} {path}: this is a folder, not a file")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{option} {path}: the folder {folder} is not writable")
+
+
+def write_atomic(path: str, text: str) -> None:
+    """Write `path` in one step: readers see the old file or the whole new one."""
+    target = Path(path)
+    if target.exists() and not target.is_file():  # /dev/stdout and pipes cannot be renamed over
+        target.write_text(text, encoding="utf-8")
+        return
+    target = target.resolve()
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", text=True)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def to_json(value) -> str:
+    """JSON text; numbers that JSON does not have (NaN, infinities) become null."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str | bool | int | None):
+        return value
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

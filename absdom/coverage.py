@@ -1,0 +1,39 @@
+"""The op x domain table: how each domain treats each op, and from which file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absdom import registry
+from absdom.domain import Recipe
+from absdom.ir.op import Affine, Composite, Elementwise, Multivariate
+
+
+def domains() -> list[type]:
+    """The domain classes that are registered as recipes."""
+    return [r for _, r in sorted(registry.recipes().items()) if isinstance(r, type) and issubclass(r, Recipe)]
+
+
+def cell(domain: type, op: type) -> str:
+    """`exact`, `kind`, `decomposed`, `coarse` or `none`."""
+    if issubclass(op, Composite):
+        return "decomposed"
+    if not issubclass(op, (Affine, Elementwise, Multivariate)):
+        return "specialised"
+    _, how = registry.find_rule(domain, op)
+    if how == "kind" and getattr(op, "coarse", False) and domain.name != "interval":
+        return "coarse"
+    return how
+
+
+def table() -> str:
+    """Markdown: one row per op, one column per domain, and the file of each domain's rules."""
+    columns = domains()
+    lines = ["| op | " + " | ".join(d.name for d in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, op in sorted(registry.ops().items()):
+        lines.append(f"| {name} | " + " | ".join(cell(d, op) for d in columns) + " |")
+    lines.append("")
+    for domain in columns:
+        files = {Path(f).name for op in registry.ops().values() if (f := registry.rule_file(domain, op))}
+        lines.append(f"Rules of {domain.name}: {', '.join(sorted(files))}.")
+    return "\n".join(lines)

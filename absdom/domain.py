@@ -1,0 +1,274 @@
+"""The seams for a domain: Forward, Dual and the values that go through them. (The third seam is encoding.py.)
+
+A domain states how one kind of op acts on its sets; the planner decides where, and the run loop does it. Rules are
+registered per (domain, kind of op) with `absdom.registry.register_rule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+
+from absdom.arithmetic import Arithmetic
+from absdom.ir.op import At, Op
+from absdom.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class NodeBounds:
+    """Bounds of one node over B boxes: lower, upper "B *n". Met, never overwritten.
+
+    `noise` "B *n" (or "1 *n"), in charged runs: what rounding at this node can add to or take from <nu, z> is at most
+    <|nu|, noise>, for any row nu that is pulled through the node's op.
+    """
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    noise: torch.Tensor | None = None
+    provenance: str = "interval"
+
+    def meet(self, lower: torch.Tensor, upper: torch.Tensor, provenance: str) -> NodeBounds:
+        """Both claims at once. Ends that cross (by rounding, or on an empty set) move to a common order."""
+        low, high = torch.maximum(self.lower, lower), torch.minimum(self.upper, upper)
+        return replace(
+            self, lower=torch.minimum(low, high), upper=torch.maximum(low, high),
+            provenance=f"{self.provenance} & {provenance}",
+        )  # fmt: skip
+
+    def magnitude(self) -> torch.Tensor:
+        return torch.maximum(self.lower.abs(), self.upper.abs())
+
+
+class InputBatch(NamedTuple):
+    """Input sets as tensors: flat bounds "B n"; for l_p balls also centre "B n" and radius "B"."""
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    centre: torch.Tensor | None
+    radius: torch.Tensor | None
+    norm: float
+
+    @staticmethod
+    def of(inputs, arithmetic: Arithmetic) -> InputBatch:
+        """From an absdom.property.InputSet. Charged runs read each bound one unit outward: text is rounded when read."""
+        lower, upper = torch.from_numpy(inputs.lower), torch.from_numpy(inputs.upper)
+        infinity = torch.tensor(torch.inf, dtype=torch.float64)
+        if arithmetic.charged or arithmetic.dtype != torch.float64:
+            # Into float32 the box must not shrink either.
+            lower, upper = (
+                torch.nextafter(t.to(arithmetic.dtype), end.to(arithmetic.dtype))
+                if arithmetic.charged
+                else t.to(arithmetic.dtype)
+                for t, end in ((lower, -infinity), (upper, infinity))
+            )
+        convert = arithmetic.tensor
+        if inputs.centre is None:
+            return InputBatch(convert(lower), convert(upper), None, None, inputs.norm)
+        return InputBatch(convert(lower), convert(upper), convert(inputs.centre), convert(inputs.radius), inputs.norm)
+
+    def support(self, nu: Rows, arithmetic: Arithmetic) -> torch.Tensor:
+        """A lower bound of <nu, x> over each row's set, "R", rounding charged when the run is."""
+        best = nu.dot_signed(self.lower, self.upper)
+        if self.centre is not None:
+            best = torch.maximum(best, self._ball(nu))
+        if arithmetic.charged:
+            reach = torch.maximum(self.lower.abs(), self.upper.abs())
+            if self.centre is not None:
+                reach = reach + self.centre.abs() + self.radius[:, None]
+            best = best - nu.abs_dot(reach) * arithmetic.gamma(2 * self.lower.shape[1] + 16) - arithmetic.tiny
+        return best
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """Points "B k n" moved towards the sets: onto the ball, then into the box (an attack checks membership later)."""
+        if self.centre is not None:
+            step = x - self.centre[:, None]
+            if self.norm == 2:
+                length = step.norm(dim=2, keepdim=True).clamp(min=1e-30)
+                step = step * (self.radius[:, None, None] / length).clamp(max=1)
+            else:
+                step = _project_l1(step, self.radius[:, None, None])
+            x = self.centre[:, None] + step
+        return torch.minimum(torch.maximum(x, self.lower[:, None]), self.upper[:, None])
+
+    def _ball(self, nu: Rows) -> torch.Tensor:
+        """The ball met with the box, by its dual: max over m >= 0 of sum_i min over [lo, hi] of nu d + m |d|^p, less
+        m radius^p. Any m >= 0 gives a valid bound; a search over m, which is concave, picks one."""
+        data = nu.dense()
+        centre = nu.per_row(self.centre)
+        low, high = nu.per_row(self.lower) - centre, nu.per_row(self.upper) - centre
+        radius = nu.per_row(self.radius[:, None])[:, 0]
+        size = data.abs()
+
+        def value(m):
+            m_ = m[:, None]
+            if self.norm == 2:
+                d = torch.where(m_ > 0, -data / (2 * m_).clamp(min=1e-300 if m.dtype == torch.float64 else 1e-37), -data.sign() * 1e30)
+                d = torch.minimum(torch.maximum(d, low), high)
+                return (data * d + m_ * d * d).sum(1) - m * radius * radius
+            corner = torch.where(data > 0, low, high)
+            zero = torch.minimum(torch.maximum(torch.zeros_like(low), low), high)
+            d = torch.where(size > m_, corner, zero)
+            return (data * d + m_ * d.abs()).sum(1) - m * radius
+
+        with torch.no_grad():
+            if self.norm == 2:
+                top = data.norm(dim=1) / (2 * radius).clamp(min=1e-30)
+            else:
+                top = size.amax(1)
+            left, right = torch.zeros_like(top), top
+            for _ in range(40):
+                a, b = left + (right - left) / 3, right - (right - left) / 3
+                better = value(a) >= value(b)
+                right, left = torch.where(better, b, right), torch.where(better, left, a)
+            middle = (left + right) / 2
+        base = nu.dot(self.centre)
+        found = torch.maximum(value(middle), value(top))
+        if self.norm == 2:  # the unclipped ball, in closed form
+            found = torch.maximum(found, -radius * data.norm(dim=1))
+        else:
+            found = torch.maximum(found, -radius * size.amax(1))
+        return base + found
+
+
+def _project_l1(step: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Projection onto l1 balls (Duchi et al. 2008); points inside stay as they are (seeds E7)."""
+    size = step.abs()
+    ordered = size.sort(-1, descending=True).values
+    excess = (ordered.cumsum(-1) - radius) / torch.arange(1, step.shape[-1] + 1, device=step.device)
+    last = (ordered > excess).sum(-1, keepdim=True).clamp(min=1) - 1
+    shrunk = step.sign() * (size - excess.gather(-1, last)).clamp(min=0)
+    return torch.where(size.sum(-1, keepdim=True) <= radius, step, shrunk)
+
+
+class Place(NamedTuple):
+    """An op where it stands while a plan runs: what a dual rule may look at."""
+
+    op: Op
+    at: At
+    inputs: tuple[NodeBounds | None, ...]  # per input; None for parameters
+    output: NodeBounds
+    knobs: Mapping[str, torch.Tensor]
+    arithmetic: Arithmetic
+    errors: tuple  # per input: "1 *n" error of a rounded parameter, or None
+
+
+class Recipe:
+    """A way to bound a network, as a value. `a & b` meets two recipes."""
+
+    name: ClassVar[str] = "recipe"
+
+    def __and__(self, other: Recipe) -> Recipe:
+        return Meet((self, other))
+
+
+class Forward(Recipe):
+    """A domain whose states go from the inputs to the outputs. Rules: rule(op, at, states, errors, arithmetic)."""
+
+    def lift(self, lower: torch.Tensor, upper: torch.Tensor, arithmetic: Arithmetic):
+        """The state of an input, from its bounds "B *n"."""
+        raise NotImplementedError(f"{type(self).__name__}.lift")
+
+    def concretize(self, state, arithmetic: Arithmetic) -> NodeBounds:
+        """Interval bounds of a state."""
+        raise NotImplementedError(f"{type(self).__name__}.concretize")
+
+
+class Dual(Recipe):
+    """A domain whose rows go from a node back to the inputs. Rules are LayerDual objects.
+
+    `pre` is the recipe of the bounds that relaxations are built from; None: this recipe itself, layer by layer.
+    """
+
+    pre: Recipe | None = None
+
+
+class LayerDual:
+    """How rows pass one kind of op: for all z in its bounds, <nu_out, f(z)> >= sum_i <pull_i, z_i> + term."""
+
+    def relax(self, place: Place, recipe: Dual):
+        """What depends on bounds and knobs only, made once for all rows."""
+        return None
+
+    def pull(self, nu: Rows, place: Place, relaxation) -> tuple[Rows | None, ...]:
+        """One entry per varying input; None stands for zero rows."""
+        raise NotImplementedError(f"{type(self).__name__}.pull")
+
+    def term(self, nu: Rows, place: Place, relaxation) -> torch.Tensor | None:
+        """The constant, "R", charges included; None for zero."""
+        return None
+
+
+@dataclass(frozen=True)
+class Meet(Recipe):
+    """Several recipes at once: every bound is the best of theirs."""
+
+    parts: tuple[Recipe, ...]
+    name: ClassVar[str] = "meet"
+
+    def __and__(self, other: Recipe) -> Recipe:
+        return Meet((*self.parts, *(other.parts if isinstance(other, Meet) else (other,))))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearConstraint:
+    """K half-spaces <coefficients, z> + rhs <= 0 over nodes, each with a multiplier knob >= 0.
+
+    terms: node -> coefficients "K *n"; rhs "K". `scope` "K": the box it belongs to, or None: all boxes. The sweep adds
+    multiplier x coefficients to nu once all consumers of a node are summed, and multiplier x rhs to the constant.
+    """
+
+    terms: Mapping[int, torch.Tensor]
+    rhs: torch.Tensor
+    scope: torch.Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.rhs)
+
+    def inject(self, node: int, nu: Rows, multiplier: torch.Tensor) -> Rows:
+        """`multiplier` "R K" (>= 0)."""
+        coefficients = self.terms[node]
+        return nu.shift((self._in_scope(nu, multiplier) @ coefficients.flatten(1)).reshape(-1, *nu.shape))
+
+    def constant(self, nu: Rows, multiplier: torch.Tensor) -> torch.Tensor:
+        return self._in_scope(nu, multiplier) @ self.rhs
+
+    def _in_scope(self, nu: Rows, multiplier: torch.Tensor) -> torch.Tensor:
+        if self.scope is None:
+            return multiplier
+        box = nu.per_row(torch.arange(nu.boxes, device=self.rhs.device))
+        return multiplier * (self.scope[None] == box[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class SplitConstraint:
+    """The one-coefficient case (beta): at node `node`, sign * z <= 0 where sign "B *n" is not 0; multiplier "R *n"."""
+
+    node: int
+    sign: torch.Tensor
+    count: ClassVar[int] = 1
+
+    @property
+    def terms(self) -> tuple[int, ...]:
+        return (self.node,)
+
+    def inject(self, node: int, nu: Rows, multiplier: torch.Tensor) -> Rows:
+        return nu.shift(nu.per_row(self.sign) * multiplier)
+
+    def constant(self, nu: Rows, multiplier: torch.Tensor) -> None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Constraints:
+    """Constraints with the values of their multipliers, as a sweep takes them."""
+
+    items: tuple[tuple[LinearConstraint | SplitConstraint, torch.Tensor], ...] = ()
+    nodes: frozenset[int] = field(default=frozenset())
+
+    @staticmethod
+    def of(*items) -> Constraints:
+        return Constraints(items, frozenset(n for constraint, _ in items for n in constraint.terms))

@@ -1,0 +1,147 @@
+"""`absdom verify` as one forward fold: each stage closes clauses or finds a witness; nothing goes back.
+
+    attack -> interval -> linear -> attack (from the linear bound's worst points) -> branch and bound
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from absdom import registry
+from absdom.domain import Recipe
+from absdom.problem import Problem, recipe_stage
+from absdom.types import Clock
+from absdom.verdict import Result, StageReport, Witness
+
+GUARANTEE = "REAL"  # the network over the real numbers with the stored weights
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to verify. `recipe` None is `auto`, the whole ladder; `progress(text)` is told what goes on."""
+
+    recipe: Recipe | None = None
+    method: str = "auto"
+    attack: bool = True
+    seed: int = 0
+    progress: Callable[[str], None] | None = None
+
+
+class Confirm:
+    """The only door to `sat`: a float32 point, exactly in its input set, replayed by the judge with zero tolerance."""
+
+    def __init__(self, prop, judge):
+        self.property, self.judge = prop, judge
+
+    def __call__(self, box: int, point: np.ndarray) -> Witness | None:
+        x = point.astype(np.float32).ravel()
+        if not self.property.inputs.contains(x, box):
+            return None
+        y = np.asarray(self.judge.run(x)).ravel()
+        clauses = self.property.is_counterexample(x, y)
+        return Witness(x, y, clauses, self.judge.name) if clauses else None
+
+
+@dataclass(eq=False)
+class Log:
+    """What the stages did so far."""
+
+    stages: list[StageReport] = field(default_factory=list)
+    leaves: int = 0
+    least: float = np.inf
+
+
+def verify_problem(problem: Problem, judge, clock: Clock, options: Options) -> Result:
+    """Run the ladder until a verdict or the deadline."""
+    confirm = Confirm(problem.property, judge)
+    log = Log()
+    witness = None
+    for name, stage in _ladder(problem, options, confirm, clock, log):
+        if problem.solved or clock.passed():
+            break
+        if options.progress is not None:
+            options.progress(f"{name}: {len(problem.open)} of {len(problem.closed)} clauses open")
+        before, started = problem, time.monotonic()
+        problem, witness, note = stage(problem)
+        spec = problem.property.spec
+        newly = problem.closed & ~before.closed
+        log.stages.append(
+            StageReport(name, time.monotonic() - started, int(newly[spec.clause].sum()), int(newly.sum()), note)
+        )
+        if witness is not None:
+            break
+    return _result(problem, witness, clock, options, log)
+
+
+def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
+    """(name, stage) pairs; a stage is Problem -> (Problem, witness or None, note)."""
+    attack = registry.service("attack")
+    recipes = registry.recipes()
+
+    def attacking(name, effort):
+        def stage(problem):
+            witness = attack(problem, confirm, clock, options.seed, effort)
+            return problem, witness, ""
+
+        return name, stage
+
+    def bounding(name, recipe):
+        return name, lambda problem: (recipe_stage(problem, recipe, clock), None, "")
+
+    if options.attack:
+        yield attacking("attack", "quick")
+    if options.recipe is not None:
+        yield bounding(options.method, options.recipe)
+        return
+    yield bounding("interval", recipes["ibp"]())
+    yield bounding("linear", recipes["crown"]())
+    if options.attack:
+        yield attacking("attack-long", "long")
+
+    def searching(problem):
+        problem, witness, leaves, least, note = registry.service("bab")(problem, confirm, clock, options.progress)
+        log.leaves += leaves
+        log.least = least
+        return problem, witness, note
+
+    yield "branch-and-bound", searching
+
+
+def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log) -> Result:
+    reason = ""
+    if witness is not None:
+        verdict = "sat"
+    elif problem.solved:
+        verdict = "unsat"
+    elif clock.passed():
+        verdict, reason = "timeout", f"{len(problem.open)} of {len(problem.closed)} clauses open at the deadline"
+    else:
+        verdict, reason = "unknown", f"the method left {len(problem.open)} of {len(problem.closed)} clauses open"
+    lower = problem.lower[problem.closed] if problem.solved else np.append(problem.lower[problem.open], log.least)
+    finite = lower[np.isfinite(lower)]
+    return Result(
+        verdict=verdict,
+        guarantee=GUARANTEE,
+        seconds=clock.elapsed(),
+        method=options.method,
+        stages=tuple(log.stages),
+        leaves=log.leaves,
+        best_bound=float(finite.max() if not problem.solved and len(finite) else finite.min()) if len(finite) else None,
+        clauses=len(problem.closed),
+        clauses_open=len(problem.open),
+        witness=witness,
+        reason=reason,
+    )
+
+
+def sha256(path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

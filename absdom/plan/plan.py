@@ -1,0 +1,99 @@
+"""Plans as data: they print, they are costed, they are cached, they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from absdom.domain import Dual, Forward
+from absdom.ir.graph import Graph
+from absdom.plan import memory
+
+
+@dataclass(frozen=True)
+class ForwardStage:
+    """Bounds of these nodes, in order, from the bounds of what they read."""
+
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Rows go from `start` back to the inputs, through `nodes` (start first, each after all its consumers)."""
+
+    start: int
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tighten:
+    """Select the neurons of `sweep.start` that a reader cannot treat exactly, sweep +-e_i from them, meet.
+
+    `readers`: (reader node, position of its input, moves between the start and the reader, nearest to it last).
+    """
+
+    sweep: Sweep
+    readers: tuple[tuple[int, int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A recipe compiled for a graph. Plans with Select points between them (the Tighten stages)."""
+
+    graph: Graph
+    forwards: tuple[Forward, ...]  # the interval domain first
+    duals: tuple[Dual, ...]  # recipes of the final sweep
+    inner: tuple[Dual, ...]  # recipes of the Tighten stages
+    stages: tuple[ForwardStage | Tighten, ...]
+    final: Sweep
+    prologue: tuple[int, ...]
+
+    @property
+    def target(self) -> int:
+        return self.final.start
+
+    @cached_property
+    def peak_row_bytes(self) -> int:
+        """Bytes per row of the final sweep in float32: what decides the size of a chunk."""
+        return memory.row_bytes(self.graph, self.final.nodes, 4)
+
+    def describe(self) -> str:
+        """Steps, shapes, knobs, FLOPs and peak bytes, as text."""
+        graph = self.graph
+        lines = [
+            "forward domains: " + ", ".join(f.name for f in self.forwards),
+            "duals: " + (", ".join(map(repr, self.duals)) or "none (rows are bounded from the forward bounds)"),
+        ]
+        for stage in self.stages:
+            if isinstance(stage, ForwardStage):
+                for i in stage.nodes:
+                    lines.append(f"forward  {_line(graph, i)}  {memory.flops(graph, i) * 2:.3g} flop/box")
+            else:
+                lines.append(f"select   %{stage.sweep.start}: neurons that {_readers(stage)} cannot treat exactly")
+                lines += _sweep_lines(graph, stage.sweep, "  pull   ")
+        lines.append(f"rows     at %{self.target}")
+        if self.duals:
+            lines += _sweep_lines(graph, self.final, "  pull   ")
+        return "\n".join(lines)
+
+
+def _line(graph: Graph, i: int) -> str:
+    node = graph.nodes[i]
+    reads = " ".join(f"%{j}" for j in node.inputs)
+    return f"%{i} = {node.op.name} {reads} : {node.type}" + (f"  # {node.source.name}" if node.source.name else "")
+
+
+def _readers(stage: Tighten) -> str:
+    return ", ".join(f"%{reader}" for reader, _, _ in stage.readers)
+
+
+def _sweep_lines(graph: Graph, sweep: Sweep, head: str) -> list[str]:
+    lines = []
+    for i in sweep.nodes:
+        op = graph.nodes[i].op
+        knobs = getattr(op, "knobs", ())
+        note = f"  knobs: {', '.join(knobs)} {list(graph.nodes[i].type.shape)}" if knobs else ""
+        lines.append(f"{head}{_line(graph, i)}  {memory.flops(graph, i):.3g} flop/row{note}")
+    total = sum(memory.flops(graph, i) for i in sweep.nodes)
+    lines.append(f"{head}total {total:.3g} flop/row, peak {memory.row_bytes(graph, sweep.nodes, 4)} bytes/row (float32)")
+    return lines

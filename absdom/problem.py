@@ -1,0 +1,153 @@
+"""A verification problem as a value, and the bounding of its rows. Stages close clauses and shrink bounds only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from absdom import registry
+from absdom.arithmetic import PROOF, SEARCH, Arithmetic
+from absdom.domain import InputBatch, Recipe
+from absdom.errors import Deadline, PropertyError
+from absdom.ir.graph import Builder, Graph
+from absdom.ops.shape import Concat, Reshape
+from absdom.passes import lower
+from absdom.plan import memory, run
+from absdom.plan.planner import make_schedule
+from absdom.property import Property
+from absdom.rows import Rows
+from absdom.types import Clock
+
+
+def attach_vector(graph: Graph, on_inputs: bool) -> Graph:
+    """The graph with one output: all outputs flat, side by side, and the inputs behind them if rows mention them."""
+    builder = Builder()
+    new = {i: builder.copy(node, node.inputs, graph.params) for i, node in enumerate(graph.nodes)}
+    parts = [*graph.outputs, *(graph.inputs if on_inputs else ())]
+    flat = [builder.add(Reshape((builder.type(new[i]).numel,)), new[i]) for i in parts]
+    vector = flat[0] if len(flat) == 1 else builder.add(Concat(0), *flat)
+    for name, i in graph.names.items():
+        builder.name(name, new[i])
+    return lower(builder.finish([vector]))
+
+
+@dataclass(eq=False)
+class Engine:
+    """A lowered graph with the contexts made for it so far: recipe and arithmetic -> context."""
+
+    graph: Graph
+    device: str = "cpu"
+    _contexts: dict = field(default_factory=dict)
+
+    def context(self, recipe: Recipe, arithmetic: Arithmetic) -> run.Context:
+        arithmetic = replace(arithmetic, device=self.device)
+        key = (recipe, arithmetic)
+        if key not in self._contexts:
+            self._contexts[key] = run.prepare(make_schedule(self.graph, recipe), arithmetic)
+        return self._contexts[key]
+
+    def evaluator(self, arithmetic: Arithmetic) -> run.Context:
+        """A context that only evaluates the network."""
+        return self.context(registry.recipes()["interval"](), arithmetic)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is still to be shown. `lower` "Q": per clause the best proved lower bound (over its rows, the largest)."""
+
+    engine: Engine
+    property: Property
+    lower: np.ndarray
+    closed: np.ndarray  # bool "Q": refuted by checked float64 arithmetic
+    search_lower: np.ndarray  # float32 estimates "R" of the rows: they steer, and close nothing
+    hints: tuple[tuple[int, np.ndarray], ...] = ()  # (box, flat input) worth attacking
+
+    @staticmethod
+    def of(graph: Graph, prop: Property, device: str = "cpu") -> Problem:
+        inputs = sum(graph.nodes[i].type.numel for i in graph.inputs)
+        outputs = sum(graph.nodes[i].type.numel for i in graph.outputs)
+        if (prop.inputs.size, prop.outputs) != (inputs, outputs):
+            raise PropertyError(
+                f"the property speaks of {prop.inputs.size} inputs and {prop.outputs} outputs, "
+                f"the network has {inputs} and {outputs}"
+            )
+        clauses, rows = prop.spec.clauses, prop.spec.rows
+        engine = Engine(attach_vector(graph, prop.on_inputs), device)
+        return Problem(
+            engine, prop, np.full(clauses, -np.inf), np.zeros(clauses, dtype=bool), np.full(rows, -np.inf)
+        )
+
+    @property
+    def open(self) -> np.ndarray:
+        """The clauses that are not refuted yet."""
+        return np.flatnonzero(~self.closed)
+
+    @property
+    def solved(self) -> bool:
+        return bool(self.closed.all())
+
+    def learn(self, rows: np.ndarray, proved: np.ndarray) -> Problem:
+        """Take in proved lower bounds of these rows."""
+        spec = self.property.spec
+        values = np.full(spec.rows, -np.inf)
+        values[rows] = np.where(np.isnan(proved), -np.inf, proved)
+        best = self.lower.copy()
+        np.maximum.at(best, spec.clause, values)
+        return replace(self, lower=best, closed=self.closed | spec.refuted(values))
+
+
+def spec_rows(prop: Property, rows: np.ndarray, boxes: np.ndarray, arithmetic: Arithmetic) -> tuple[Rows, torch.Tensor]:
+    """Rows of the property (sorted by box) as dense Rows over the batch of `boxes` (sorted), and their d."""
+    C = arithmetic.tensor(prop.spec.C[rows].toarray())
+    index = np.searchsorted(boxes, prop.spec.row_box()[rows])
+    counts = np.bincount(index, minlength=len(boxes))
+    rectangular = len(boxes) == 1 or (counts == counts[0]).all()
+    box = None if rectangular else torch.as_tensor(index, device=C.device)
+    return Rows.dense_rows(C, len(boxes), box), arithmetic.tensor(prop.spec.d[rows])
+
+
+def box_chunks(graph: Graph, boxes: np.ndarray, itemsize: int) -> Iterable[np.ndarray]:
+    size = max(1, min(4096, memory.CHUNK_BYTES // memory.box_bytes(graph, itemsize)))
+    return (boxes[i : i + size] for i in range(0, len(boxes), size))
+
+
+def bound_rows(context: run.Context, prop: Property, rows: np.ndarray, clock: Clock = run.NEVER, progress=None):
+    """Lower bounds (numpy float64) of these rows of the property; NaN for those the deadline did not allow."""
+    out = np.full(prop.spec.rows, np.nan)
+    row_box = prop.spec.row_box()
+    rows = np.asarray(rows)
+    rows = rows[np.argsort(row_box[rows], kind="stable")]
+    all_boxes = np.unique(row_box[rows])
+    itemsize = context.arithmetic.dtype.itemsize
+    with torch.no_grad():
+        try:
+            for boxes in box_chunks(context.graph, all_boxes, itemsize):
+                here = rows[(row_box[rows] >= boxes[0]) & (row_box[rows] <= boxes[-1])]
+                batch = InputBatch.of(prop.inputs.select(boxes), context.arithmetic)
+                bounds = run.propagate(context, batch, clock)
+                nu, d = spec_rows(prop, here, boxes, context.arithmetic)
+                value = run.row_bounds(context, batch, bounds, nu, d, {}, clock)
+                out[here] = value.double().cpu().numpy()
+                if progress is not None:
+                    progress(len(boxes) / len(all_boxes))
+        except Deadline:
+            pass
+    return out
+
+
+def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
+    """Bound the open rows in float32; what closes there is bounded again in charged float64, which alone closes."""
+    spec = problem.property.spec
+    rows = np.flatnonzero(np.isin(spec.clause, problem.open))
+    search = bound_rows(problem.engine.context(recipe, SEARCH), problem.property, rows, clock)
+    estimate = np.fmax(problem.search_lower, search)
+    problem = replace(problem, search_lower=estimate)
+    promising = spec.refuted(np.where(np.isnan(search), -np.inf, search + 1e-4 * (1 + np.abs(search))))
+    rows = rows[promising[spec.clause[rows]]]
+    if len(rows) == 0:
+        return problem
+    proved = bound_rows(problem.engine.context(recipe, PROOF), problem.property, rows, clock)
+    return problem.learn(rows, proved[rows])

@@ -1,0 +1,223 @@
+"""What is asked of a network: a batch of cases, each an input set with clauses of rows that describe counterexamples.
+
+A *row* is c.v + d over one vector v (the outputs, flattened and laid side by side; then the inputs, when `on_inputs`).
+It is positive where its atom of the counterexample fails. A *clause* is a conjunction of atoms: a counterexample of a
+clause is a point of its box at which no row is positive (a strict atom: no row is >= 0). A property holds (`unsat`)
+when no clause of any case has a counterexample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import inf
+
+import numpy as np
+import scipy.sparse as sp
+
+from absdom.errors import PropertyError
+
+
+@dataclass(frozen=True, eq=False)
+class InputSet:
+    """A batch of B sets over n flat inputs: a box [lower, upper] met with an l_p ball around `centre`, if there is one.
+
+    lower, upper, centre: float64 "B n"; radius: float64 "B"; norm: 1, 2 or inf (an inf ball is folded into the box).
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    centre: np.ndarray | None = None
+    radius: np.ndarray | None = None
+    norm: float = inf
+
+    def __post_init__(self):
+        if self.lower.ndim != 2 or self.lower.shape != self.upper.shape:
+            raise PropertyError(f"lower and upper have shapes {self.lower.shape} and {self.upper.shape}, not one (B, n)")
+        if np.isnan(self.lower).any() or np.isnan(self.upper).any():
+            raise PropertyError(f"a bound of input X_{_first(np.isnan(self.lower) | np.isnan(self.upper))} is NaN")
+        if np.isinf(self.lower).any() or np.isinf(self.upper).any():
+            missing = np.isinf(self.lower) | np.isinf(self.upper)
+            raise PropertyError(f"input X_{_first(missing)} has no lower or no upper bound: every input needs both")
+        if (self.lower > self.upper).any():
+            i = _first(self.lower > self.upper)
+            b = int(np.argwhere(self.lower > self.upper)[0][0])
+            raise PropertyError(
+                f"input X_{i}: the lower bound {self.lower[b, i]!r} is above the upper bound {self.upper[b, i]!r}"
+            )
+
+    @staticmethod
+    def box(lower, upper) -> InputSet:
+        lower, upper = (np.atleast_2d(np.asarray(t, dtype=np.float64)) for t in (lower, upper))
+        return InputSet(lower, upper)
+
+    @staticmethod
+    def ball(centre, radius, norm: float = inf, clip: tuple[float, float] | None = (0.0, 1.0)) -> InputSet:
+        """l_p balls, p in {1, 2, inf}, met with the pixel box `clip` (None: no clipping).
+
+        centre "B n" (or "n"), radius a number or "B".
+        """
+        if norm not in (1, 2, inf):
+            raise PropertyError(f"norm {norm} is not one of 1, 2, inf")
+        centre = np.atleast_2d(np.asarray(centre, dtype=np.float64))
+        radius = np.broadcast_to(np.asarray(radius, dtype=np.float64), (len(centre),)).copy()
+        if not (radius >= 0).all():
+            raise PropertyError("a radius is negative or NaN")
+        # One ulp outward: the sums round, and the box has to hold the ball.
+        lower = np.nextafter(centre - radius[:, None], -inf)
+        upper = np.nextafter(centre + radius[:, None], inf)
+        if (radius == 0).any():
+            lower, upper = np.where(radius[:, None] == 0, centre, lower), np.where(radius[:, None] == 0, centre, upper)
+        if clip is not None:
+            lower, upper = np.maximum(lower, clip[0]), np.minimum(upper, clip[1])
+        return InputSet(lower, upper) if norm == inf else InputSet(lower, upper, centre, radius, norm)
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    @property
+    def size(self) -> int:
+        return self.lower.shape[1]
+
+    def select(self, boxes) -> InputSet:
+        """The sets at these positions (repeats allowed)."""
+        if self.centre is None:
+            return InputSet(self.lower[boxes], self.upper[boxes])
+        return InputSet(self.lower[boxes], self.upper[boxes], self.centre[boxes], self.radius[boxes], self.norm)
+
+    def contains(self, point: np.ndarray, box: int) -> bool:
+        """Does the float32 or float64 point lie exactly in set `box`? Compared in exact arithmetic."""
+        x = point.astype(np.float64)
+        if not ((self.lower[box] <= x) & (x <= self.upper[box])).all():
+            return False
+        if self.centre is None:
+            return True
+        power = int(self.norm)
+        total = sum(
+            abs(Fraction(float(a)) - Fraction(float(c))) ** power for a, c in zip(x, self.centre[box], strict=True)
+        )
+        return total <= Fraction(float(self.radius[box])) ** power
+
+    def round_into(self, point: np.ndarray, box: int) -> np.ndarray:
+        """The float32 point next to `point`, moved inside the box where a float32 number lies there."""
+        x = np.clip(point.astype(np.float64), self.lower[box], self.upper[box]).astype(np.float32)
+        x = np.where(x < self.lower[box], np.nextafter(x, np.float32(inf)), x)
+        return np.where(x > self.upper[box], np.nextafter(x, np.float32(-inf)), x).astype(np.float32)
+
+
+def _first(mask: np.ndarray) -> int:
+    return int(np.argwhere(mask)[0][1])
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """Flat rows over one vector. C: float64 csr "R v"; d: "R"; strict: bool "R"; clause: int "R" (rows of one clause
+    are neighbours); box: int "Q", the box of each clause."""
+
+    C: sp.csr_matrix
+    d: np.ndarray
+    strict: np.ndarray
+    clause: np.ndarray
+    box: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return self.C.shape[0]
+
+    @property
+    def clauses(self) -> int:
+        return len(self.box)
+
+    def row_box(self) -> np.ndarray:
+        """The box of each row."""
+        return self.box[self.clause]
+
+    def refuted(self, lower: np.ndarray) -> np.ndarray:
+        """Bool "Q": clauses with a row whose lower bound is positive, or zero and strict (closed for proofs)."""
+        holds = (lower > 0) | ((lower >= 0) & self.strict)
+        out = np.zeros(self.clauses, dtype=bool)
+        np.logical_or.at(out, self.clause, holds)
+        return out
+
+    def select(self, clauses: np.ndarray) -> Spec:
+        """The spec of these clauses only (sorted), renumbered; boxes keep their numbers."""
+        clauses = np.asarray(clauses)
+        keep = np.isin(self.clause, clauses)
+        return Spec(
+            self.C[keep], self.d[keep], self.strict[keep], np.searchsorted(clauses, self.clause[keep]), self.box[clauses]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Property:
+    """A disjunction of cases flattened to boxes, clauses and rows; see the head of this file.
+
+    `on_inputs`: the rows run over the outputs and, behind them, the inputs. `shape`: flat sizes (inputs, outputs).
+    """
+
+    inputs: InputSet
+    spec: Spec
+    on_inputs: bool = False
+    names: tuple[str, ...] = field(default=(), repr=False)  # optional, one per clause, for reports
+
+    def __post_init__(self):
+        if self.spec.clauses and int(self.spec.box.max()) >= len(self.inputs):
+            raise PropertyError("a clause belongs to a box that does not exist")
+        if not (np.isfinite(self.spec.C.data).all() and np.isfinite(self.spec.d).all()):
+            raise PropertyError("a coefficient of the property is NaN or infinite")
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs the rows speak of."""
+        return self.spec.C.shape[1] - (self.inputs.size if self.on_inputs else 0)
+
+    def vector(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.concatenate([y.ravel(), x.ravel()]) if self.on_inputs else y.ravel()
+
+    def is_counterexample(self, x: np.ndarray, y: np.ndarray) -> tuple[int, ...]:
+        """The clauses of which input x with output y is a counterexample, exactly: box and rows in rationals."""
+        v = self.vector(x, y).astype(np.float64)
+        if not np.isfinite(v).all():
+            return ()
+        values = self.spec.C @ v + self.spec.d
+        scale = abs(self.spec.C) @ np.abs(v) + np.abs(self.spec.d)
+        # Rows that are clearly positive need no exact arithmetic.
+        clear = values > 1e-9 * scale
+        possible = np.ones(self.spec.clauses, dtype=bool)
+        possible[self.spec.clause[clear]] = False
+        found = []
+        inside: dict[int, bool] = {}
+        for q in np.flatnonzero(possible):
+            box = int(self.spec.box[q])
+            if box not in inside:
+                inside[box] = self.inputs.contains(x.ravel(), box)
+            if inside[box] and all(self._fails(r, v) for r in np.flatnonzero(self.spec.clause == q)):
+                found.append(int(q))
+        return tuple(found)
+
+    def _fails(self, row: int, v: np.ndarray) -> bool:
+        """Is row `row` not positive at v (strict: negative), in exact arithmetic? Then its atom holds."""
+        c = self.spec.C.getrow(row)
+        total = Fraction(float(self.spec.d[row])) + sum(
+            Fraction(float(a)) * Fraction(float(v[j])) for a, j in zip(c.data, c.indices, strict=True)
+        )
+        return total < 0 if self.spec.strict[row] else total <= 0
+
+    def with_spec(self, spec: Spec) -> Property:
+        return replace(self, spec=spec)
+
+
+def make_property(
+    lower, upper, clauses: list[tuple[int, list[tuple[np.ndarray, float, bool]]]], on_inputs: bool = False
+) -> Property:
+    """A property from boxes "B n" and clauses (box, [(c, d, strict), ...]): small ones, by hand and in tests."""
+    inputs = InputSet.box(lower, upper)
+    rows = [(q, *row) for q, (_, atoms) in enumerate(clauses) for row in atoms]
+    spec = Spec(
+        sp.csr_matrix(np.stack([np.asarray(c, dtype=np.float64) for _, c, _, _ in rows])),
+        np.array([d for _, _, d, _ in rows], dtype=np.float64),
+        np.array([s for _, _, _, s in rows], dtype=bool),
+        np.array([q for q, *_ in rows], dtype=np.int64),
+        np.array([b for b, _ in clauses], dtype=np.int64),
+    )
+    return Property(inputs, spec, on_inputs)

@@ -1,0 +1,91 @@
+"""The interval domain: one box per node (Gowal et al. 2018; Moore 1966). Charged runs round outward.
+
+In a charged run each affine node also gets its `noise`: gamma_n (|W| |z| + |b|). Since (|W|^T |nu|) . |z| equals
+|nu| . (|W| |z|), this one vector per box pays for the rounding of every row that is later pulled through the node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from absdom.domain import Forward, NodeBounds
+from absdom.ir.op import Affine, Elementwise, Multivariate
+from absdom.ops.shape import Move
+from absdom.registry import register_recipe, register_rule
+
+
+@register_recipe("interval")
+@dataclass(frozen=True)
+class Interval(Forward):
+    """Interval bound propagation."""
+
+    name: ClassVar[str] = "interval"
+
+    def lift(self, lower, upper, arithmetic):
+        return NodeBounds(lower, upper)
+
+    def concretize(self, state, arithmetic):
+        return state
+
+
+def sums(at, terms: int) -> int:
+    """Products and broadcast copies summed into one element, in either direction: gamma's n."""
+    copies = max(at.output.numel // max(at.inputs[i].numel, 1) for i, v in enumerate(at.varying) if v)
+    return terms + copies + 4
+
+
+@register_rule(Interval, Affine)
+def affine(op, at, states, errors, arithmetic):
+    """Centre and radius: c' = W c + b, r' = |W| r."""
+    varying = [(s is not None) for s in states]
+    centre = op.linear(at, [(s.lower + s.upper) / 2 if v else None for s, v in zip(states, varying, strict=True)])
+    radius = op.absolute(at, [(s.upper - s.lower) / 2 if v else None for s, v in zip(states, varying, strict=True)])
+    offset = op.offset(at)
+    if offset is not None:
+        centre = centre + offset
+    if not arithmetic.charged:
+        return NodeBounds(centre - radius, centre + radius)
+    sizes = [s.magnitude() if v else None for s, v in zip(states, varying, strict=True)]
+    reach = op.absolute(at, sizes)
+    if offset is not None:
+        reach = reach + op.offset_magnitude(at)
+    noise = reach * arithmetic.gamma(sums(at, op.terms(at))) + arithmetic.tiny
+    wrong = op.error_weight(at, errors, sizes)
+    if wrong is not None:
+        noise = noise + wrong
+    for i, error in enumerate(errors):
+        if error is not None and op.is_additive(i, at):
+            params = tuple(error if j == i else p for j, p in enumerate(at.params))
+            noise = noise + op.offset_magnitude(at._replace(params=params))
+    # Centre and radius each err by at most the noise.
+    return NodeBounds(centre - radius - 2 * noise, centre + radius + 2 * noise, noise)
+
+
+@register_rule(Interval, Move)
+def move(op, at, states, errors, arithmetic):
+    """Elements move, none is computed; only the transpose of an op that repeats elements has sums to round."""
+    lower, upper = (
+        op.eval(*(
+            (p if e is None else p + sign * e) if s is None else (s.lower if sign < 0 else s.upper)
+            for s, p, e in zip(states, at.params, errors, strict=True)
+        ))
+        for sign in (-1, 1)
+    )  # fmt: skip
+    noise = None
+    if arithmetic.charged:
+        noise = torch.maximum(lower.abs(), upper.abs()) * arithmetic.gamma(sums(at, op.terms(at)))
+        noise = noise + arithmetic.tiny + (upper - lower) * float(any(e is not None for e in errors))
+    return NodeBounds(lower, upper, noise)
+
+
+@register_rule(Interval, Elementwise)
+def elementwise(op, at, states, errors, arithmetic):
+    return NodeBounds(*op.image(states[0].lower, states[0].upper))
+
+
+@register_rule(Interval, Multivariate)
+def multivariate(op, at, states, errors, arithmetic):
+    return NodeBounds(*op.image([s.lower for s in states], [s.upper for s in states]))

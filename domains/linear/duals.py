@@ -1,0 +1,116 @@
+"""How rows pass each kind of op: for z in its bounds, <nu, f(z)> >= <pull(nu), z> + term(nu).
+
+In charged runs `term` also subtracts what rounding can have changed: <|nu|, noise> for affine ops (see interval.py),
+and for lines and planes a few units of roundoff of slope x reach and of the constants.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from absdom.domain import LayerDual
+from absdom.domains.linear.recipe import Linear
+from absdom.ir.op import Affine, Elementwise, Lines, Multivariate
+from absdom.registry import register_rule
+
+
+class AffineDual(LayerDual):
+    """Exact: nu_in = W^T nu, term = <nu, b>."""
+
+    def relax(self, place, recipe):
+        return place.op.offset(place.at)
+
+    def pull(self, nu, place, relaxation):
+        return tuple(nu.pull(place.op, place.at, i) for i, varying in enumerate(place.at.varying) if varying)
+
+    def term(self, nu, place, relaxation):
+        constant = None if relaxation is None else nu.dot(relaxation)
+        if place.output.noise is None:
+            return constant
+        # The noise covers each product of the offset; its sum over the node's elements is charged here.
+        noise = place.output.noise
+        if relaxation is not None:
+            noise = noise + relaxation.abs() * place.arithmetic.gamma(place.at.output.numel)
+        charge = -nu.abs_dot(noise)
+        return charge if constant is None else constant + charge
+
+
+class ElementwiseLines(NamedTuple):
+    lines: Lines
+    charge: torch.Tensor | None
+
+
+class ElementwiseDual(LayerDual):
+    """nu_in = nu+ * lower slope + nu- * upper slope; the biases go to the constant."""
+
+    def relax(self, place, recipe):
+        bounds = place.inputs[0]
+        lines = choose_lines(place.op, bounds.lower, bounds.upper, recipe.slope, place.knobs)
+        charge = None
+        if place.arithmetic.charged:
+            slope = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
+            bias = torch.maximum(lines.lower_bias.abs(), lines.upper_bias.abs())
+            unit = place.arithmetic.gamma(4)
+            charge = slope * bounds.magnitude() * unit + bias * place.arithmetic.gamma(place.at.output.numel)
+            charge = charge + place.arithmetic.tiny
+        return ElementwiseLines(lines, charge)
+
+    def pull(self, nu, place, relaxation):
+        return (nu.scale(relaxation.lines.lower_slope, relaxation.lines.upper_slope),)
+
+    def term(self, nu, place, relaxation):
+        constant = nu.dot_signed(relaxation.lines.lower_bias, relaxation.lines.upper_bias)
+        return constant if relaxation.charge is None else constant - nu.abs_dot(relaxation.charge)
+
+
+def choose_lines(op: Elementwise, lower, upper, slope: str, knobs) -> Lines:
+    """The lines of `op` by the recipe's choice of slopes; knobs, where given, replace the adaptive choice."""
+    if slope == "adaptive" or knobs:
+        return op.lines(lower, upper, {**op.initial(lower, upper), **knobs})
+    if slope == "flat":
+        low, high = op.image(lower, upper)
+        zero = torch.zeros_like(low)
+        return Lines(zero, low, zero, high)
+    both = op.parallel_slope(lower, upper)
+    low, high = op.band(lower, upper, both)
+    return Lines(both, low, both, high)
+
+
+class MultivariateDual(LayerDual):
+    """nu+ goes back through the lower plane, nu- through the upper one."""
+
+    def relax(self, place, recipe):
+        bounds = [b for b in place.inputs if b is not None]
+        lower, upper = place.op.planes([b.lower for b in bounds], [b.upper for b in bounds])
+        charge = None
+        if place.arithmetic.charged:
+            arithmetic = place.arithmetic
+            charge = torch.maximum(lower.bias.abs(), upper.bias.abs()) * arithmetic.gamma(place.at.output.numel)
+            parts = [
+                torch.maximum(low.abs(), high.abs()) * b.magnitude()
+                for low, high, b in zip(lower.coefficients, upper.coefficients, bounds, strict=True)
+                if low is not None
+            ]
+            if parts:
+                copies = max(1, *(place.at.output.numel // t.numel for t in place.at.inputs))
+                charge = charge + place.op.gather(parts) * arithmetic.gamma(8 + copies) + arithmetic.tiny
+        return lower, upper, charge
+
+    def pull(self, nu, place, relaxation):
+        lower, upper, _ = relaxation
+        return tuple(
+            None if low is None else nu.spread(place.op, place.at, i, low, high)
+            for i, (low, high) in enumerate(zip(lower.coefficients, upper.coefficients, strict=True))
+        )
+
+    def term(self, nu, place, relaxation):
+        lower, upper, charge = relaxation
+        constant = nu.dot_signed(lower.bias, upper.bias)
+        return constant if charge is None else constant - nu.abs_dot(charge)
+
+
+register_rule(Linear, Affine)(AffineDual())
+register_rule(Linear, Elementwise)(ElementwiseDual())
+register_rule(Linear, Multivariate)(MultivariateDual())

@@ -1,0 +1,446 @@
+"""Text of VNN-LIB 1.0 to atoms and a disjunctive normal form, in flat arrays.
+
+The text is walked once with compiled expressions and a stack of open lists. Runs of plain atoms such as
+`(<= X_0 1.5)`, bare, inside `(assert ...)` or as `(and ...)` groups of an `or`, make up nearly all of a large file;
+they are recognised by one expression and split in bulk, so that they cost a fraction of a microsecond per atom. All
+else goes through the stack, one list at a time.
+
+Numbers are exact decimals until the end: sums and quotients are computed in rationals and rounded once, to nearest.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_right
+from fractions import Fraction
+from functools import lru_cache
+from typing import NoReturn
+
+import numpy as np
+from absdom.frontends.vnnlib_dnf import Conjunction, Disjunction
+
+from absdom.errors import PropertyError
+
+WINDOW = 1 << 20  # bytes that a run may span: bounds the tokens that exist at one time
+
+COMPARISON = {b"<=": 0, b">=": 1, b"<": 2, b">": 3}  # odd: greater; 2 and above: strict
+EQUALITY = (b"=", b"==")
+ARITHMETIC = (b"+", b"-", b"*", b"/")
+CONSTANT, COMPOUND, NONE = -1, -2, -1  # in Atoms.left, Atoms.left, Atoms.right
+SUPPORTED = "and, or, <=, >=, <, >, =, ==, +, -, *, /"
+COMMANDS = "declare-const, declare-fun, assert"
+
+_NUMBER = rb"[-+]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][-+]?\d++)?"
+_ATOM = rb"\(\s*+[<>]=?\s++[XY]_\d++\s++(?:[XY]_\d++|" + _NUMBER + rb")\s*+\)\s*+"
+NUMBER = re.compile(_NUMBER)
+ATOM = re.compile(_ATOM)
+ATOMS = re.compile(rb"(?:" + _ATOM + rb")++")
+GROUPS = re.compile(rb"(?:\(\s*+and\s*+(?:" + _ATOM + rb")++\)\s*+)++")
+ASSERTS = re.compile(rb"(?:\(\s*+assert\s*+" + _ATOM + rb"\)\s*+)++")
+SKIP = re.compile(rb"(?:\s++|;[^\n]*+)*+")
+HEAD = re.compile(rb"\((?:\s++|;[^\n]*+)*+([^\s();]*+)")
+SYMBOL = re.compile(rb"[^\s();]++")
+VARIABLE = re.compile(rb"([XY])_(0|[1-9]\d*)")
+DECLARATION = re.compile(
+    rb"\(\s*(?:declare-const\s+([^\s();]+)|declare-fun\s+([^\s();]+)\s*\(\s*\))\s+([^\s();]+)\s*\)"
+)
+# SMT-LIB commands that do not change what is asked.
+SILENT = re.compile(
+    rb"\(\s*(?:set-logic|set-info|set-option|check-sat|get-model|exit)(?:\s+(?:\"[^\"]*\"|[^\s()\";]+))*\s*\)"
+)
+_PARENTHESES = bytes.maketrans(b"()", b"  ")
+
+
+class Atoms:
+    """Flat arrays of atoms `left op right + value`.
+
+    Variables are codes: X_i is 2 i, Y_j is 2 j + 1. left: a code, CONSTANT (the atom is 0 op value) or COMPOUND
+    (coefficients in `compound`, by number of the atom); right: a code or NONE.
+    """
+
+    def __init__(self):
+        self.op = array("b")
+        self.left = array("i")
+        self.right = array("i")
+        self.value = array("d")
+        self.compound: dict[int, tuple[list[int], list[float]]] = {}
+        self.first = array("q")  # number of the first atom of each run ...
+        self.offset = array("q")  # ... and where in the text it starts
+
+    def __len__(self) -> int:
+        return len(self.op)
+
+    def place(self, atom: int, text: bytes) -> int:
+        """Offset in the text of this atom."""
+        run = bisect_right(self.first, atom) - 1
+        offset = self.offset[run]
+        if atom > self.first[run]:
+            for k, found in enumerate(ATOM.finditer(text, offset), self.first[run]):
+                if k == atom:
+                    return found.start()
+        return offset
+
+
+class _List:
+    """An open list of arithmetic or of a comparison: its head and the linear forms seen so far."""
+
+    __slots__ = ("head", "offset", "items")
+
+    def __init__(self, head: bytes, offset: int):
+        self.head = head
+        self.offset = offset
+        self.items: list[dict[int, Fraction | int]] = []
+
+
+class Parser:
+    """One pass over `text`; afterwards `atoms`, `root` (the conjunction of all assertions), `inputs`, `outputs`.
+
+    A linear form is a dict from code to coefficient, with the constant under CONSTANT.
+    """
+
+    def __init__(self, text: bytes, name: str):
+        self.text = text
+        self.name = name
+        self.atoms = Atoms()
+        self.root = Conjunction(b"", 0)
+        self.codes: dict[bytes, int] = {}
+        self.declared: dict[int, int] = {}  # code -> offset of its declaration
+        self._walk()
+        self.inputs, self.outputs = self._sizes()
+
+    def where(self, offset: int) -> str:
+        line = self.text.count(b"\n", 0, offset) + 1
+        column = offset - self.text.rfind(b"\n", 0, offset)
+        return f"{self.name}:{line}:{column}"
+
+    def fail(self, offset: int, message: str) -> NoReturn:
+        raise PropertyError(f"{self.where(offset)}: {message}")
+
+    # -- the walk
+
+    def _walk(self) -> None:
+        text, end = self.text, len(self.text)
+        stack: list[Conjunction | Disjunction | _List] = [self.root]
+        position = SKIP.match(text, 0).end()
+        if position == end:
+            raise PropertyError(f"{self.name}: the file is empty: it declares and asserts nothing")
+        if re.compile(rb"\(\s*vnnlib-version").match(text, position):
+            raise PropertyError(f"{self.name}: VNN-LIB 2.0 is not supported yet: write the property in VNN-LIB 1.0")
+        while position < end:
+            frame = stack[-1]
+            byte = text[position]
+            if byte == 40:  # (
+                past = self._run(frame, position)
+                if past:
+                    position = SKIP.match(text, past).end()
+                    continue
+                position = self._open(stack, position)
+            elif byte == 41:  # )
+                if len(stack) == 1:
+                    self.fail(position, "this ')' closes nothing: remove it, or add the '(' that is missing before it")
+                self._close(stack)
+                position += 1
+            else:
+                symbol = SYMBOL.match(text, position)
+                if not isinstance(frame, _List):
+                    self.fail(position, f"{_show(symbol[0])} stands where {_wanted(frame)} is expected")
+                frame.items.append(self._operand(symbol[0], position))
+                position = symbol.end()
+            position = SKIP.match(text, position).end()
+        if len(stack) > 1:
+            many = "" if len(stack) == 2 else f" ({len(stack) - 1} are open at the end of the file)"
+            self.fail(stack[1].offset, f"this '(' is never closed{many}: add the ')' that is missing")
+
+    def _run(self, frame, position: int) -> int:
+        """Take a run of plain atoms that starts here; the position past it, or 0 where there is none."""
+        if isinstance(frame, _List):
+            return 0
+        limit = position + WINDOW
+        if frame is self.root:
+            found = ASSERTS.match(self.text, position, limit)
+            if found:
+                start, count = self._plain(found[0], 4, position)
+                frame.add_range(start, count)
+                return found.end()
+            return 0
+        if isinstance(frame, Disjunction):
+            found = GROUPS.match(self.text, position, limit)
+            if found:
+                pieces = found[0].split(b"and")
+                sizes = array("i", [piece.count(b"(") for piece in pieces[1:]])
+                del pieces
+                # Behind each group but the last stands the parenthesis that opens the next one.
+                sizes = np.frombuffer(sizes, dtype=np.int32) - 1
+                sizes[-1] += 1
+                start, count = self._plain(found[0].replace(b"and", b""), 3, position)
+                frame.add_range(start, count, sizes)
+                return found.end()
+        found = ATOMS.match(self.text, position, limit)
+        if not found:
+            return 0
+        start, count = self._plain(found[0], 3, position)
+        if isinstance(frame, Disjunction):
+            frame.add_range(start, count, np.ones(count, dtype=np.int32))
+        else:
+            frame.add_range(start, count)
+        return found.end()
+
+    def _plain(self, run: bytes, stride: int, position: int) -> tuple[int, int]:
+        """Append the atoms of a run whose words come `stride` to an atom: number of the first one, and how many."""
+        words = run.translate(_PARENTHESES).split()
+        operators, names, operands = (
+            words[stride - 3 :: stride],
+            words[stride - 2 :: stride],
+            words[stride - 1 :: stride],
+        )
+        del words
+        atoms, codes, count = self.atoms, self.codes, len(names)
+        start = len(atoms)
+        try:
+            left = array("i", map(codes.__getitem__, names))
+            try:
+                value = array("d", map(float, operands))
+                right = array("i", [NONE]) * count
+            except ValueError:
+                value = array("d", [0.0 if w[0] in b"XY" else float(w) for w in operands])
+                right = array("i", [codes[w] if w[0] in b"XY" else NONE for w in operands])
+        except KeyError:
+            for found in re.compile(rb"[XY]_\d+").finditer(self.text, position):
+                if found[0] not in codes:
+                    self._undeclared(found[0], found.start())
+            raise
+        atoms.first.append(start)
+        atoms.offset.append(position)
+        atoms.op.extend(map(COMPARISON.__getitem__, operators))
+        atoms.left.extend(left)
+        atoms.right.extend(right)
+        atoms.value.extend(value)
+        infinite = np.isinf(np.frombuffer(value, dtype=np.float64))
+        if infinite.any():
+            k = int(np.argmax(infinite))
+            self.fail(atoms.place(start + k, self.text), f"the number {_show(operands[k])} is too large for float64")
+        return start, count
+
+    # -- lists
+
+    def _open(self, stack: list, position: int) -> int:
+        found = HEAD.match(self.text, position)
+        head, frame = found[1], stack[-1]
+        if frame is self.root:
+            return self._command(stack, position, head, found.end())
+        if head in (b"assert", b"declare-const", b"declare-fun"):
+            self.fail(
+                stack[1].offset, f"this '(' is not closed before the next command, which is at {self.where(position)}"
+            )
+        if head in (b"and", b"or") or head in COMPARISON or head in EQUALITY:
+            if isinstance(frame, _List):
+                self.fail(position, f"'({_text(head)} ...)' is a formula and stands where a number is expected")
+            if head == b"and":
+                stack.append(Conjunction(head, position))
+            elif head == b"or":
+                stack.append(Disjunction(head, position))
+            else:
+                stack.append(_List(head, position))
+        elif head in ARITHMETIC:
+            if not isinstance(frame, _List):
+                self.fail(position, f"'({_text(head)} ...)' is a number and stands where a formula is expected")
+            stack.append(_List(head, position))
+        elif not head:
+            self.fail(position, f"a list without an operator; supported are {SUPPORTED}")
+        else:
+            self.fail(position, f"the operator {_show(head)} is not supported; supported are {SUPPORTED}")
+        return found.end()
+
+    def _command(self, stack: list, position: int, head: bytes, past: int) -> int:
+        if head == b"assert":
+            stack.append(Conjunction(head, position))
+            return past
+        if head in (b"declare-const", b"declare-fun"):
+            found = DECLARATION.match(self.text, position)
+            if not found:
+                self.fail(position, "this is no declaration; write (declare-const X_0 Real)")
+            self._declare(found[1] or found[2], found[3], position)
+            return found.end()
+        found = SILENT.match(self.text, position)
+        if not found:
+            self.fail(position, f"the command {_show(head)} is not supported; supported are {COMMANDS}")
+        return found.end()
+
+    def _close(self, stack: list) -> None:
+        frame = stack.pop()
+        parent = stack[-1]
+        if isinstance(frame, _List):
+            if frame.head in ARITHMETIC:
+                parent.items.append(self._number(frame))
+            else:
+                parent.add_conjunction(self._compare(frame))
+            return
+        if frame.head == b"assert" and frame.count != 1:
+            self.fail(frame.offset, f"'assert' takes one formula, not {frame.count}")
+        if not frame.count:
+            self.fail(frame.offset, f"'{_text(frame.head)}' without a formula in it")
+        try:
+            frame.close_into(parent)
+        except PropertyError as error:
+            self.fail(frame.offset, str(error))
+
+    # -- declarations
+
+    def _declare(self, name: bytes, sort: bytes, position: int) -> None:
+        found = VARIABLE.fullmatch(name)
+        if not found:
+            self.fail(position, f"the name {_show(name)} is not one of X_0, X_1, ... (inputs), Y_0, Y_1, ... (outputs)")
+        if sort != b"Real":
+            self.fail(position, f"{_text(name)} is declared as {_show(sort)}; only Real is supported")
+        index = int(found[2][:12])
+        if index >= 1 << 29:
+            self.fail(position, f"the number of {_text(name)} is too large")
+        code = 2 * index + (found[1] == b"Y")
+        if code in self.declared:
+            line = self.where(self.declared[code])
+            self.fail(position, f"{_text(name)} is declared twice; the first time is at {line}")
+        self.declared[code] = position
+        self.codes[name] = code
+
+    def _sizes(self) -> tuple[int, int]:
+        sizes = []
+        for rest, letter, what in ((0, "X", "input"), (1, "Y", "output")):
+            indices = sorted(code // 2 for code in self.declared if code % 2 == rest)
+            if not indices:
+                raise PropertyError(f"{self.name}: no {what} is declared; write (declare-const {letter}_0 Real)")
+            for expected, index in enumerate(indices):
+                if index != expected:
+                    message = f"{letter}_{index} is declared here, but {letter}_{expected} is not: no gaps"
+                    self.fail(self.declared[2 * index + rest], message)
+            sizes.append(len(indices))
+        return sizes[0], sizes[1]
+
+    # -- linear arithmetic
+
+    def _operand(self, word: bytes, position: int) -> dict[int, Fraction | int]:
+        code = self.codes.get(word)
+        if code is not None:
+            return {code: 1}
+        if NUMBER.fullmatch(word):
+            value = _decimal(word)
+            if value is None:
+                self.fail(position, f"the number {_show(word)} is too large for float64")
+            return {CONSTANT: value}
+        if VARIABLE.fullmatch(word) or word[:1].isalpha() and word.lower() not in (b"nan", b"inf", b"infinity"):
+            self._undeclared(word, position)
+        self.fail(position, f"{_show(word)} is not a finite decimal number")
+
+    def _undeclared(self, word: bytes, position: int) -> NoReturn:
+        self.fail(position, f"the variable {_show(word)} is not declared before this place")
+
+    def _number(self, frame: _List) -> dict[int, Fraction | int]:
+        """The linear form of an arithmetic list."""
+        head, items = frame.head, frame.items
+        if not items:
+            self.fail(frame.offset, f"'{_text(head)}' without operands")
+        if head in (b"+", b"-"):
+            if head == b"-":
+                items = [_scaled(items[0], -1)] if len(items) == 1 else [items[0], *(_scaled(t, -1) for t in items[1:])]
+            return _sum(items)
+        form, factor = items[0], 1
+        for other in items[1:]:
+            if head == b"/":
+                if not _is_constant(other):
+                    self.fail(frame.offset, "division by a variable is not linear: only constants divide")
+                if not other.get(CONSTANT, 0):
+                    self.fail(frame.offset, "division by zero")
+                factor = factor / Fraction(other[CONSTANT])
+            elif _is_constant(other):
+                factor *= other.get(CONSTANT, 0)
+            elif _is_constant(form):
+                form, factor = other, factor * form.get(CONSTANT, 0)
+            else:
+                self.fail(frame.offset, "a product of two variables is not linear: one factor has to be a constant")
+        return _scaled(form, factor)
+
+    def _compare(self, frame: _List) -> list[int]:
+        """Append the atoms of a comparison (several where it is chained or an equality): their numbers."""
+        items = frame.items
+        if len(items) < 2:
+            self.fail(frame.offset, f"'{_text(frame.head)}' takes two operands or more, not {len(items)}")
+        numbers = []
+        for k in range(len(items) - 1):
+            difference = _sum([items[k], _scaled(items[k + 1], -1)])
+            if frame.head in EQUALITY:
+                numbers += [
+                    self._atom(difference, 0, frame.offset),
+                    self._atom(_scaled(difference, -1), 0, frame.offset),
+                ]
+            else:
+                op = COMPARISON[frame.head]
+                numbers.append(self._atom(_scaled(difference, -1) if op & 1 else difference, op & 2, frame.offset))
+        return numbers
+
+    def _atom(self, form: dict[int, Fraction | int], op: int, offset: int) -> int:
+        """Append the atom form <= 0 (op 2: form < 0): its number."""
+        atoms, number = self.atoms, len(self.atoms)
+        codes = sorted(code for code, c in form.items() if c and code != CONSTANT)
+        value = -form.get(CONSTANT, 0)
+        left = COMPOUND if codes else CONSTANT
+        try:
+            if len(codes) == 1 and not codes[0] & 1:
+                left, scale = codes[0], form[codes[0]]
+                value, op = Fraction(value) / scale, op + (scale < 0)
+            elif not codes:
+                value = (value > 0) - (value < 0)  # only its sign counts, and rounding must not lose it
+            else:
+                atoms.compound[number] = codes, [float(form[code]) for code in codes]
+            atoms.value.append(float(value))
+        except OverflowError:
+            self.fail(offset, "a number in this atom is too large for float64")
+        atoms.op.append(op)
+        atoms.left.append(left)
+        atoms.right.append(NONE)
+        atoms.first.append(number)
+        atoms.offset.append(offset)
+        return number
+
+
+def _sum(items: list[dict]) -> dict:
+    """The sum; one of the items is used up. Small ones are added to the largest, so deep nesting costs no squares."""
+    largest = max(range(len(items)), key=lambda k: len(items[k]))
+    total = items[largest]
+    for k, item in enumerate(items):
+        if k != largest:
+            for code, c in item.items():
+                total[code] = total.get(code, 0) + c
+    return total
+
+
+def _scaled(form: dict, factor) -> dict:
+    return {code: c * factor for code, c in form.items()}
+
+
+def _is_constant(form: dict) -> bool:
+    return all(code == CONSTANT or not c for code, c in form.items())
+
+
+@lru_cache(maxsize=1 << 16)
+def _decimal(word: bytes) -> Fraction | int | None:
+    """The exact value of a decimal; None where float64 overflows; the nearest float64 where digits are far too many."""
+    nearest = float(word)
+    if np.isinf(nearest):
+        return None
+    if word.lstrip(b"+-").isdigit() and len(word) < 400:
+        return int(word)
+    if not nearest or len(word) > 400 or not 1e-300 < abs(nearest) < 1e300:
+        return Fraction(nearest)  # also keeps 1e-999999999 from becoming an integer of a billion digits
+    return Fraction(word.decode())
+
+
+def _text(word: bytes) -> str:
+    return word[:40].decode(errors="replace") + ("..." if len(word) > 40 else "")
+
+
+def _show(word: bytes) -> str:
+    return f"'{_text(word)}'"
+
+
+def _wanted(frame) -> str:
+    return "a command" if frame.head == b"" else "a formula"

@@ -1,0 +1,57 @@
+"""What all tests share: where the competition data lies, a small network, and the marker `gpu`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+VNNCOMP = ROOT.parent / "shared" / "vnncomp"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-readme", action="store_true", help="write the coverage table into README.md")
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def vnncomp() -> Path:
+    """The folder of competition instances: smoke/, dev/, peers/, each with an instances.csv."""
+    if not VNNCOMP.is_dir():
+        pytest.skip(f"the competition instances are not there: {VNNCOMP}")
+    return VNNCOMP
+
+
+def load_example(root: Path, name: str):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", root / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def small(root, tmp_path_factory) -> SimpleNamespace:
+    """The files of the first example, paths as text: model, holds, fails; and `maker`, the module that made them."""
+    maker = load_example(root, "01_verify")
+    model, properties = maker.make_files(tmp_path_factory.mktemp("small"))
+    paths = {name: str(path) for name, path in properties.items()}
+    return SimpleNamespace(model=str(model), maker=maker, **paths)

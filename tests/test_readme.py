@@ -1,0 +1,52 @@
+"""README.md says what is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import absdom
+from absdom.cli.main import build_parser
+
+START = "<!-- coverage: written by `pytest tests/test_readme.py --update-readme` -->\n```\n"
+END = "```\n<!-- end of coverage -->\n"
+
+
+def test_the_coverage_table_is_current(root, request):
+    """`pytest tests/test_readme.py --update-readme` writes it."""
+    readme = root / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(START)
+    table, after = rest.split(END)
+    now = "".join(f"{line.rstrip()}\n" for line in absdom.coverage().splitlines())
+    if request.config.getoption("--update-readme"):
+        readme.write_text(before + START + now + END + after, encoding="utf-8")
+        return
+    assert table == now, "run `pytest tests/test_readme.py --update-readme`"
+    assert str(root) not in table
+
+
+def commands(root: Path) -> list[str]:
+    lines = (root / "README.md").read_text(encoding="utf-8").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.startswith("absdom ")]
+
+
+def test_the_commands_parse(root):
+    found = commands(root)
+    assert len(found) == 10
+    for command in found:
+        arguments = shlex.split(command)[1:]
+        if "--help" not in arguments:
+            build_parser().parse_args(arguments)
+    assert {command.split()[1] for command in found} == {"verify", "bound", "plan", "info", "coverage", "campaign"}
+
+
+def test_the_python_block_runs(root, small, tmp_path, monkeypatch, capsys):
+    shutil.copy(small.model, tmp_path / "net.onnx")
+    shutil.copy(small.fails, tmp_path / "prop.vnnlib")
+    monkeypatch.chdir(tmp_path)
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("sat ")
