@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from absdom import registry
 from absdom.domain import Recipe
-from absdom.problem import Problem, recipe_stage
+from absdom.arithmetic import PROOF
+from absdom.problem import Problem, bound_rows, recipe_stage
+from absdom.property import InputSet
 from absdom.types import Clock
 from absdom.verdict import Result, StageReport, Witness
 
@@ -33,18 +35,35 @@ class Options:
 
 
 class Confirm:
-    """The only door to `sat`: a float32 point, exactly in its input set, replayed by the judge with zero tolerance."""
+    """The only door to `sat`: a float32 point in its input set, replayed by the judge with zero tolerance.
 
-    def __init__(self, prop, judge):
-        self.property, self.judge = prop, judge
+    An interval like [0.1, 0.1] holds no float32 number. The judge then gets the nearest one, and the point of the set
+    itself must be a counterexample too: charged float64 bounds at that one point have to say so.
+    """
+
+    def __init__(self, problem: Problem, judge):
+        self.problem, self.property, self.judge = problem, problem.property, judge
 
     def __call__(self, box: int, point: np.ndarray) -> Witness | None:
-        x = point.astype(np.float32).ravel()
-        if not self.property.inputs.contains(x, box):
+        inputs = self.property.inputs
+        x = inputs.round_into(np.asarray(point).ravel(), box)
+        exact = np.clip(x.astype(np.float64), inputs.lower[box], inputs.upper[box])
+        moved = exact != x
+        if not inputs.contains(exact, box) or (moved & ~inputs.without_float32(box)).any():
             return None
         y = np.asarray(self.judge.run(x)).ravel()
-        clauses = self.property.is_counterexample(x, y)
-        return Witness(x, y, clauses, self.judge.name) if clauses else None
+        clauses = self.property.satisfied(exact if not moved.any() else x, y, box)
+        if moved.any():
+            clauses = tuple(q for q in clauses if self._holds_really(exact, q))
+        return Witness(x, y, clauses, self.judge.name, int(moved.sum())) if clauses else None
+
+    def _holds_really(self, exact: np.ndarray, clause: int) -> bool:
+        """Do charged float64 bounds show that every atom of the clause holds at this point?"""
+        spec = self.property.spec.select(np.array([clause]))
+        flipped = replace(spec, C=-spec.C, d=-spec.d, box=np.zeros(1, dtype=np.int64))
+        here = replace(self.property, inputs=InputSet.box(exact, exact), spec=flipped)
+        lower = bound_rows(self.problem.engine.evaluator(PROOF), here, np.arange(flipped.rows))
+        return bool(((lower > 0) | ((lower >= 0) & ~flipped.strict)).all())
 
 
 @dataclass(eq=False)
@@ -58,7 +77,7 @@ class Log:
 
 def verify_problem(problem: Problem, judge, clock: Clock, options: Options) -> Result:
     """Run the ladder until a verdict or the deadline."""
-    confirm = Confirm(problem.property, judge)
+    confirm = Confirm(problem, judge)
     log = Log()
     witness = None
     for name, stage in _ladder(problem, options, confirm, clock, log):

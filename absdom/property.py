@@ -99,10 +99,20 @@ class InputSet:
         return total <= Fraction(float(self.radius[box])) ** power
 
     def round_into(self, point: np.ndarray, box: int) -> np.ndarray:
-        """The float32 point next to `point`, moved inside the box where a float32 number lies there."""
-        x = np.clip(point.astype(np.float64), self.lower[box], self.upper[box]).astype(np.float32)
-        x = np.where(x < self.lower[box], np.nextafter(x, np.float32(inf)), x)
-        return np.where(x > self.upper[box], np.nextafter(x, np.float32(-inf)), x).astype(np.float32)
+        """The float32 point next to `point`, inside the box in every coordinate whose interval holds a float32 number;
+        the others (see `without_float32`) get the number nearest to their interval."""
+        x = np.clip(point.astype(np.float64), self.lower[box], self.upper[box])
+        near = x.astype(np.float32)
+        inner = np.where(near < self.lower[box], np.nextafter(near, np.float32(inf)), near)
+        inner = np.where(inner > self.upper[box], np.nextafter(inner, np.float32(-inf)), inner)
+        inside = (inner >= self.lower[box]) & (inner <= self.upper[box])
+        return np.where(inside, inner, near).astype(np.float32)
+
+    def without_float32(self, box: int) -> np.ndarray:
+        """Bool "n": inputs whose interval holds no float32 number, such as [0.1, 0.1]."""
+        near = self.lower[box].astype(np.float32)
+        first = np.where(near < self.lower[box], np.nextafter(near, np.float32(inf)), near)
+        return first > self.upper[box]
 
 
 def _first(mask: np.ndarray) -> int:
@@ -174,26 +184,28 @@ class Property:
     def vector(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.concatenate([y.ravel(), x.ravel()]) if self.on_inputs else y.ravel()
 
-    def is_counterexample(self, x: np.ndarray, y: np.ndarray) -> tuple[int, ...]:
-        """The clauses of which input x with output y is a counterexample, exactly: box and rows in rationals."""
+    def satisfied(self, x: np.ndarray, y: np.ndarray, box: int) -> tuple[int, ...]:
+        """The clauses of `box` all of whose atoms hold at input x with output y: in rationals, with no tolerance."""
         v = self.vector(x, y).astype(np.float64)
         if not np.isfinite(v).all():
             return ()
-        values = self.spec.C @ v + self.spec.d
-        scale = abs(self.spec.C) @ np.abs(v) + np.abs(self.spec.d)
+        clauses = np.flatnonzero(self.spec.box == box)
+        rows = np.flatnonzero(np.isin(self.spec.clause, clauses))
+        C = self.spec.C[rows]
+        values = C @ v + self.spec.d[rows]
+        scale = abs(C) @ np.abs(v) + np.abs(self.spec.d[rows])
         # Rows that are clearly positive need no exact arithmetic.
-        clear = values > 1e-9 * scale
-        possible = np.ones(self.spec.clauses, dtype=bool)
-        possible[self.spec.clause[clear]] = False
+        hopeless = set(self.spec.clause[rows[values > 1e-9 * scale]].tolist())
         found = []
-        inside: dict[int, bool] = {}
-        for q in np.flatnonzero(possible):
-            box = int(self.spec.box[q])
-            if box not in inside:
-                inside[box] = self.inputs.contains(x.ravel(), box)
-            if inside[box] and all(self._fails(r, v) for r in np.flatnonzero(self.spec.clause == q)):
-                found.append(int(q))
+        for q in clauses.tolist():
+            if q not in hopeless and all(self._fails(r, v) for r in rows[self.spec.clause[rows] == q]):
+                found.append(q)
         return tuple(found)
+
+    def is_counterexample(self, x: np.ndarray, y: np.ndarray) -> tuple[int, ...]:
+        """The clauses of which input x with output y is a counterexample, exactly: sets and rows in rationals."""
+        boxes = [b for b in range(len(self.inputs)) if self.inputs.contains(x.ravel(), b)]
+        return tuple(q for b in boxes for q in self.satisfied(x, y, b))
 
     def _fails(self, row: int, v: np.ndarray) -> bool:
         """Is row `row` not positive at v (strict: negative), in exact arithmetic? Then its atom holds."""

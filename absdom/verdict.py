@@ -18,6 +18,7 @@ class Witness:
     y: np.ndarray
     clauses: tuple[int, ...]
     judge: str  # what computed y, with its version
+    moved: int = 0  # inputs whose interval holds no float32 number: the nearest was used, and the point itself proved
 
     def text(self) -> str:
         """VNN-COMP's format: ((X_0 v) ... (Y_0 v) ...), each number printed so that it reads back exactly."""
@@ -69,6 +70,7 @@ class Result:
             "y": [float(v) for v in self.witness.y],
             "clauses": list(self.witness.clauses),
             "judge": self.witness.judge,
+            "inputs_without_float32": self.witness.moved,
         }
         return {
             "verdict": self.verdict,

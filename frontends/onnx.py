@@ -67,8 +67,8 @@ def _inputs(t: Translation, graph: onnx.GraphProto) -> None:
         for axis, dim in enumerate(kind.shape.dim):
             if dim.dim_value <= 0 and axis > 0:
                 raise ModelError(
-                    f"{t.where}: axis {axis} of input {info.name!r} is open ({dim.dim_param or '?'}); only the first axis "
-                    f"may be: fix the others in the file"
+                    f"{t.where}: axis {axis} of input {info.name!r} is open ({dim.dim_param or '?'}); only the first "
+                    f"axis may be: fix the others in the file"
                 )
             shape.append(max(dim.dim_value, 1))
         dtype = "float32" if kind.elem_type == TensorProto.FLOAT else "float64"

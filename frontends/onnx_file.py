@@ -76,8 +76,8 @@ def array(tensor: TensorProto, name: str, where: str) -> np.ndarray:
         )
     if tensor.data_type in HALF:
         raise ModelError(
-            f"{where}: the weight {name!r} is of type {element_type(tensor.data_type)}; absdom reads float32 and float64 "
-            f"models: convert it first"
+            f"{where}: the weight {name!r} is of type {element_type(tensor.data_type)}; absdom reads float32 and "
+            f"float64 models: convert it first"
         )
     try:
         found = numpy_helper.to_array(tensor)
@@ -156,7 +156,9 @@ def live_nodes(graph: onnx.GraphProto, where: str) -> list[Call]:
             needed = [n for n in graph.node[i].input if n]
             late = [n for n in needed if maker.get(n, -1) >= i]
             if late:
-                raise ModelError(f"{where}: the nodes are not in topological order: {late[0]!r} is read before it is made")
+                raise ModelError(
+                    f"{where}: the nodes are not in topological order: {late[0]!r} is read before it is made"
+                )
             read.update(needed)
             stack.extend(needed)
     return [decode(graph.node[i], read) for i in sorted(live)]

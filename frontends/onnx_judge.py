@@ -1,4 +1,4 @@
-"""The judge: onnxruntime on the original bytes says what the network computes. Witnesses and the front end answer to it."""
+"""The judge: onnxruntime on the original bytes says what the network computes; witnesses and front end answer to it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Judge:
         return sum(prod(shape) for _, shape, _ in self._inputs)
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """Outputs flat, "m" for one point "n" and "K m" for a batch "K n": several inputs and outputs lie side by side."""
+        """Flat outputs, "m" of one point "n", "K m" of a batch "K n"; several inputs and outputs lie side by side."""
         x = np.asarray(x)
         if x.ndim not in (1, 2) or x.shape[-1] != self.inputs:
             raise ModelError(f"{self.where}: takes {self.inputs} numbers, a point of shape {x.shape} was given")
@@ -99,7 +99,9 @@ def _shape(info, where: str) -> tuple[int, ...]:
 def _dtype(info, where: str):
     found = {"tensor(float)": np.float32, "tensor(double)": np.float64}.get(info.type)
     if found is None:
-        raise ModelError(f"{where}: input {info.name!r} is of type {info.type}; absdom reads float32 and float64 models")
+        raise ModelError(
+            f"{where}: input {info.name!r} is of type {info.type}; absdom reads float32 and float64 models"
+        )
     return found
 
 
@@ -109,10 +111,11 @@ def check_agreement(
 ) -> float:
     """Raise ModelError if `graph_eval` ("K n" -> "K m") and the judge differ on `points` by more than 1e-4, relatively.
 
-    Output j may differ by 1e-4 S_j + 1e-6 S, where S_j is the largest absolute value that the judge gives for it on the
-    points and S the largest S_j. So the measure has no unit (outputs of 1e-8 are compared as strictly as outputs of
-    1), an output that is small at one point is measured by what it is elsewhere, and one that is always small beside the
-    others (by cancellation) has room for float32 roundoff. Where the judge gives only zeros, 1e-6 is allowed.
+    Output j may differ by 1e-4 S_j + 1e-6 S, where S_j is the largest absolute value that the judge gives for it on
+    the points and S the largest S_j. So the measure has no unit (outputs of 1e-8 are compared as strictly as outputs
+    of 1), an output that is small at one point is measured by what it is elsewhere, and one that is always small
+    beside the others (by cancellation) has room for float32 roundoff. Where the judge gives only zeros, 1e-6 is
+    allowed.
     `outliers`: the share of points that may differ (a network with jumps, such as Sign, may round to the other side).
     Gives back the largest difference, outliers aside, as a fraction of what is allowed.
     """
@@ -121,8 +124,8 @@ def check_agreement(
     found = np.asarray(graph_eval(points)).astype(np.float64)
     if found.shape != expected.shape:
         raise ModelError(
-            f"{judge.where}: {judge.name} gives {expected.shape[1]} numbers, absdom's graph {found.shape[1:]}: absdom has "
-            f"misread the model; please report it"
+            f"{judge.where}: {judge.name} gives {expected.shape[1]} numbers, absdom's graph {found.shape[1:]}: absdom "
+            f"has misread the model; please report it"
         )
     for what, values in ((judge.name, expected), ("absdom", found)):
         if not np.isfinite(values).all():

@@ -162,10 +162,9 @@ def windows(t: Translation, call: Call, size, kernel) -> tuple[tuple[int, ...], 
         return strides, dilations, pads[:rank], pads[rank:]
     if mode == "VALID":
         return strides, dilations, (0,) * rank, (0,) * rank
-    totals = [
-        max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
-        for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
-    ]
+    if max(dilations) > 1:
+        raise Problem(f"auto_pad={mode} with dilations {dilations}: the padding that it means is not agreed upon")
+    totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(size, kernel, strides, strict=True)]
     small, big = tuple(p // 2 for p in totals), tuple(p - p // 2 for p in totals)
     return (strides, dilations, small, big) if mode == "SAME_UPPER" else (strides, dilations, big, small)
 

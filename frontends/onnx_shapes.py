@@ -228,7 +228,9 @@ def pad(t: Translation, call: Call):
         return out
     if not np.isfinite(fill):
         raise Problem(f"the padding value {fill} is not finite")
-    border = np.pad(np.zeros(inner.shape, dtype=inner.dtype), list(zip(before, after, strict=True)), constant_values=fill)
+    border = np.pad(
+        np.zeros(inner.shape, dtype=inner.dtype), list(zip(before, after, strict=True)), constant_values=fill
+    )
     return t.add(ops.Add(), out, t.param(border, f"{call.name}.border"))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from absdom.frontends.vnnlib_dnf import Dnf
+from absdom.frontends.vnnlib_dnf import Dnf, spans
 from absdom.frontends.vnnlib_parse import COMPOUND, CONSTANT, NONE, Parser
 
 from absdom.errors import PropertyError
@@ -215,17 +215,19 @@ class _Builder:
         rows, codes, values = [], [], []
         for operand, factor in ((self.left, 1.0), (self.right, -1.0)):
             at = np.flatnonzero(real)
-            at = at[operand[atoms[at]] >= 0]
+            at = at[(operand[atoms[at]] >= 0) & (self.left[atoms[at]] >= 0)]
             rows.append(at)
             codes.append(operand[atoms[at]])
             values.append(factor * sign[at])
-        compound = np.flatnonzero(real)
-        compound = compound[self.left[atoms[compound]] == COMPOUND]
-        for k in compound:
-            of_atom, coefficients = self.parser.atoms.compound[int(atoms[k])]
-            rows.append(np.full(len(of_atom), k))
-            codes.append(np.array(of_atom, dtype=np.int32))
-            values.append(np.array(coefficients))
+        at = np.flatnonzero(real)
+        at = at[self.left[atoms[at]] == COMPOUND]
+        held = self.parser.atoms
+        number, begin = self.right[atoms[at]], np.frombuffer(held.begin, dtype=np.int32)
+        terms = begin[number + 1] - begin[number]
+        of_terms = spans(begin[number], terms)
+        rows.append(np.repeat(at, terms))
+        codes.append(np.frombuffer(held.codes, dtype=np.int32)[of_terms])
+        values.append(np.frombuffer(held.coefficients, dtype=np.float64)[of_terms])
         row, code, value = np.concatenate(rows), np.concatenate(codes), np.concatenate(values)
         on_inputs = bool((code % 2 == 0).any())
         column = code // 2 + np.where(code % 2 == 0, self.m, 0)

@@ -125,12 +125,12 @@ def _product(a: Dnf, b: Dnf) -> Dnf:
     for (part_sizes, part), row in zip((a, b), rows, strict=True):
         part_begin = np.cumsum(part_sizes, dtype=np.int64) - part_sizes
         taken = part_sizes[row]
-        numbers[_spans(begin, taken)] = part[_spans(part_begin[row], taken)]
+        numbers[spans(begin, taken)] = part[spans(part_begin[row], taken)]
         begin = begin + taken
     return sizes, numbers
 
 
-def _spans(begin: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def spans(begin: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """begin[0], begin[0] + 1 ... (sizes[0] of them), begin[1] ... : one flat index array."""
     before = np.cumsum(sizes, dtype=np.int64) - sizes
     return np.repeat(begin - before, sizes) + np.arange(int(sizes.sum(dtype=np.int64)))

@@ -5,7 +5,7 @@ The text is walked once with compiled expressions and a stack of open lists. Run
 they are recognised by one expression and split in bulk, so that they cost a fraction of a microsecond per atom. All
 else goes through the stack, one list at a time.
 
-Numbers are exact decimals until the end: sums and quotients are computed in rationals and rounded once, to nearest.
+Arithmetic on constants is exact, in decimals, and its result is rounded once, to the nearest float64.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_right
-from fractions import Fraction
-from functools import lru_cache
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
+from math import isinf
 from typing import NoReturn
 
 import numpy as np
@@ -28,6 +28,8 @@ COMPARISON = {b"<=": 0, b">=": 1, b"<": 2, b">": 3}  # odd: greater; 2 and above
 EQUALITY = (b"=", b"==")
 ARITHMETIC = (b"+", b"-", b"*", b"/")
 CONSTANT, COMPOUND, NONE = -1, -2, -1  # in Atoms.left, Atoms.left, Atoms.right
+ZERO, ONE, MINUS = Decimal(0), Decimal(1), Decimal(-1)
+Form = dict[int, Decimal]
 SUPPORTED = "and, or, <=, >=, <, >, =, ==, +, -, *, /"
 COMMANDS = "declare-const, declare-fun, assert"
 
@@ -38,9 +40,11 @@ ATOM = re.compile(_ATOM)
 ATOMS = re.compile(rb"(?:" + _ATOM + rb")++")
 GROUPS = re.compile(rb"(?:\(\s*+and\s*+(?:" + _ATOM + rb")++\)\s*+)++")
 ASSERTS = re.compile(rb"(?:\(\s*+assert\s*+" + _ATOM + rb"\)\s*+)++")
-SKIP = re.compile(rb"(?:\s++|;[^\n]*+)*+")
-HEAD = re.compile(rb"\((?:\s++|;[^\n]*+)*+([^\s();]*+)")
-SYMBOL = re.compile(rb"[^\s();]++")
+_SKIP = rb"(?:\s++|;[^\n]*+)*+"
+SKIP = re.compile(_SKIP)
+HEAD = re.compile(rb"\(" + _SKIP + rb"([^\s();]*+)" + _SKIP)
+CLOSE = re.compile(rb"\)" + _SKIP)
+SYMBOL = re.compile(rb"([^\s();]++)" + _SKIP)
 VARIABLE = re.compile(rb"([XY])_(0|[1-9]\d*)")
 DECLARATION = re.compile(
     rb"\(\s*(?:declare-const\s+([^\s();]+)|declare-fun\s+([^\s();]+)\s*\(\s*\))\s+([^\s();]+)\s*\)"
@@ -55,8 +59,9 @@ _PARENTHESES = bytes.maketrans(b"()", b"  ")
 class Atoms:
     """Flat arrays of atoms `left op right + value`.
 
-    Variables are codes: X_i is 2 i, Y_j is 2 j + 1. left: a code, CONSTANT (the atom is 0 op value) or COMPOUND
-    (coefficients in `compound`, by number of the atom); right: a code or NONE.
+    Variables are codes: X_i is 2 i, Y_j is 2 j + 1. left: a code, CONSTANT (the atom is 0 op value) or COMPOUND (any
+    other sum); right: a code or NONE. The terms of compound number k, which `right` holds, are those of `codes` and
+    `coefficients` from begin[k] to begin[k + 1].
     """
 
     def __init__(self):
@@ -64,7 +69,9 @@ class Atoms:
         self.left = array("i")
         self.right = array("i")
         self.value = array("d")
-        self.compound: dict[int, tuple[list[int], list[float]]] = {}
+        self.begin = array("i", [0])
+        self.codes = array("i")
+        self.coefficients = array("d")
         self.first = array("q")  # number of the first atom of each run ...
         self.offset = array("q")  # ... and where in the text it starts
 
@@ -90,7 +97,7 @@ class _List:
     def __init__(self, head: bytes, offset: int):
         self.head = head
         self.offset = offset
-        self.items: list[dict[int, Fraction | int]] = []
+        self.items: list[dict[int, Decimal]] = []
 
 
 class Parser:
@@ -106,6 +113,10 @@ class Parser:
         self.root = Conjunction(b"", 0)
         self.codes: dict[bytes, int] = {}
         self.declared: dict[int, int] = {}  # code -> offset of its declaration
+        # 5000 digits hold the constants that people write; to need more is an error, never a silent rounding.
+        self.exact = Context(prec=5000, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
+        # Enough digits for the quotient to fall on the right side of every number halfway between two float64 ones.
+        self.quotient = Context(prec=1200, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
         self._walk()
         self.inputs, self.outputs = self._sizes()
 
@@ -132,22 +143,18 @@ class Parser:
             byte = text[position]
             if byte == 40:  # (
                 past = self._run(frame, position)
-                if past:
-                    position = SKIP.match(text, past).end()
-                    continue
-                position = self._open(stack, position)
+                position = SKIP.match(text, past).end() if past else self._open(stack, position)
             elif byte == 41:  # )
                 if len(stack) == 1:
                     self.fail(position, "this ')' closes nothing: remove it, or add the '(' that is missing before it")
                 self._close(stack)
-                position += 1
+                position = CLOSE.match(text, position).end()
             else:
                 symbol = SYMBOL.match(text, position)
                 if not isinstance(frame, _List):
-                    self.fail(position, f"{_show(symbol[0])} stands where {_wanted(frame)} is expected")
-                frame.items.append(self._operand(symbol[0], position))
+                    self.fail(position, f"{_show(symbol[1])} stands where {_wanted(frame)} is expected")
+                frame.items.append(self._operand(symbol[1], position))
                 position = symbol.end()
-            position = SKIP.match(text, position).end()
         if len(stack) > 1:
             many = "" if len(stack) == 2 else f" ({len(stack) - 1} are open at the end of the file)"
             self.fail(stack[1].offset, f"this '(' is never closed{many}: add the ')' that is missing")
@@ -261,20 +268,23 @@ class Parser:
             if not found:
                 self.fail(position, "this is no declaration; write (declare-const X_0 Real)")
             self._declare(found[1] or found[2], found[3], position)
-            return found.end()
+            return SKIP.match(self.text, found.end()).end()
         found = SILENT.match(self.text, position)
         if not found:
             self.fail(position, f"the command {_show(head)} is not supported; supported are {COMMANDS}")
-        return found.end()
+        return SKIP.match(self.text, found.end()).end()
 
     def _close(self, stack: list) -> None:
         frame = stack.pop()
         parent = stack[-1]
         if isinstance(frame, _List):
-            if frame.head in ARITHMETIC:
-                parent.items.append(self._number(frame))
-            else:
-                parent.add_conjunction(self._compare(frame))
+            try:
+                if frame.head in ARITHMETIC:
+                    parent.items.append(self._number(frame))
+                else:
+                    parent.add_conjunction(self._compare(frame))
+            except Inexact:
+                self.fail(frame.offset, "the constants here need more than 5000 digits")
             return
         if frame.head == b"assert" and frame.count != 1:
             self.fail(frame.offset, f"'assert' takes one formula, not {frame.count}")
@@ -318,15 +328,14 @@ class Parser:
 
     # -- linear arithmetic
 
-    def _operand(self, word: bytes, position: int) -> dict[int, Fraction | int]:
+    def _operand(self, word: bytes, position: int) -> Form:
         code = self.codes.get(word)
         if code is not None:
-            return {code: 1}
+            return {code: ONE}
         if NUMBER.fullmatch(word):
-            value = _decimal(word)
-            if value is None:
+            if isinf(float(word)):
                 self.fail(position, f"the number {_show(word)} is too large for float64")
-            return {CONSTANT: value}
+            return {CONSTANT: Decimal(word.decode())}
         if VARIABLE.fullmatch(word) or word[:1].isalpha() and word.lower() not in (b"nan", b"inf", b"infinity"):
             self._undeclared(word, position)
         self.fail(position, f"{_show(word)} is not a finite decimal number")
@@ -334,30 +343,46 @@ class Parser:
     def _undeclared(self, word: bytes, position: int) -> NoReturn:
         self.fail(position, f"the variable {_show(word)} is not declared before this place")
 
-    def _number(self, frame: _List) -> dict[int, Fraction | int]:
+    def _number(self, frame: _List) -> Form:
         """The linear form of an arithmetic list."""
         head, items = frame.head, frame.items
         if not items:
             self.fail(frame.offset, f"'{_text(head)}' without operands")
-        if head in (b"+", b"-"):
-            if head == b"-":
-                items = [_scaled(items[0], -1)] if len(items) == 1 else [items[0], *(_scaled(t, -1) for t in items[1:])]
-            return _sum(items)
-        form, factor = items[0], 1
+        if head == b"+":
+            return self._sum(items)
+        if head == b"-":
+            kept = 0 if len(items) == 1 else 1
+            return self._sum(items[:kept] + [self._scaled(item, MINUS) for item in items[kept:]])
+        form = items[0]
         for other in items[1:]:
             if head == b"/":
                 if not _is_constant(other):
                     self.fail(frame.offset, "division by a variable is not linear: only constants divide")
-                if not other.get(CONSTANT, 0):
+                divisor = other.get(CONSTANT, 0)
+                if not divisor:
                     self.fail(frame.offset, "division by zero")
-                factor = factor / Fraction(other[CONSTANT])
+                form = {code: self.quotient.divide(c, divisor) for code, c in form.items()}
             elif _is_constant(other):
-                factor *= other.get(CONSTANT, 0)
+                form = self._scaled(form, other.get(CONSTANT, ZERO))
             elif _is_constant(form):
-                form, factor = other, factor * form.get(CONSTANT, 0)
+                form = self._scaled(other, form.get(CONSTANT, ZERO))
             else:
                 self.fail(frame.offset, "a product of two variables is not linear: one factor has to be a constant")
-        return _scaled(form, factor)
+        return form
+
+    def _sum(self, items: list[Form]) -> Form:
+        """The sum; one of the items is used up. The small go into the largest, so deep nesting costs no squares."""
+        total = max(items, key=len)
+        for item in items:
+            if item is not total:
+                for code, c in item.items():
+                    total[code] = self.exact.add(total[code], c) if code in total else c
+        return total
+
+    def _scaled(self, form: Form, factor: Decimal) -> Form:
+        if factor == MINUS:
+            return {code: c.copy_negate() for code, c in form.items()}
+        return {code: self.exact.multiply(c, factor) for code, c in form.items()}
 
     def _compare(self, frame: _List) -> list[int]:
         """Append the atoms of a comparison (several where it is chained or an equality): their numbers."""
@@ -366,72 +391,51 @@ class Parser:
             self.fail(frame.offset, f"'{_text(frame.head)}' takes two operands or more, not {len(items)}")
         numbers = []
         for k in range(len(items) - 1):
-            difference = _sum([items[k], _scaled(items[k + 1], -1)])
+            difference = self._sum([items[k], self._scaled(items[k + 1], MINUS)])
             if frame.head in EQUALITY:
                 numbers += [
                     self._atom(difference, 0, frame.offset),
-                    self._atom(_scaled(difference, -1), 0, frame.offset),
+                    self._atom(self._scaled(difference, MINUS), 0, frame.offset),
                 ]
             else:
                 op = COMPARISON[frame.head]
-                numbers.append(self._atom(_scaled(difference, -1) if op & 1 else difference, op & 2, frame.offset))
+                numbers.append(
+                    self._atom(self._scaled(difference, MINUS) if op & 1 else difference, op & 2, frame.offset)
+                )
         return numbers
 
-    def _atom(self, form: dict[int, Fraction | int], op: int, offset: int) -> int:
+    def _atom(self, form: Form, op: int, offset: int) -> int:
         """Append the atom form <= 0 (op 2: form < 0): its number."""
         atoms, number = self.atoms, len(self.atoms)
         codes = sorted(code for code, c in form.items() if c and code != CONSTANT)
-        value = -form.get(CONSTANT, 0)
-        left = COMPOUND if codes else CONSTANT
-        try:
-            if len(codes) == 1 and not codes[0] & 1:
-                left, scale = codes[0], form[codes[0]]
-                value, op = Fraction(value) / scale, op + (scale < 0)
-            elif not codes:
-                value = (value > 0) - (value < 0)  # only its sign counts, and rounding must not lose it
-            else:
-                atoms.compound[number] = codes, [float(form[code]) for code in codes]
-            atoms.value.append(float(value))
-        except OverflowError:
-            self.fail(offset, "a number in this atom is too large for float64")
+        value, left, right = form.get(CONSTANT, ZERO).copy_negate(), COMPOUND, NONE
+        if not codes:
+            left = CONSTANT
+            value = (value > 0) - (value < 0)  # only its sign counts, and rounding must not lose it
+        elif len(codes) == 1 and not codes[0] & 1:
+            left, scale = codes[0], form[codes[0]]
+            value, op = self.quotient.divide(value, scale), op + (scale < 0)
+        else:
+            right = len(atoms.begin) - 1
+            atoms.codes.extend(codes)
+            atoms.coefficients.extend([float(form[code]) for code in codes])
+            atoms.begin.append(len(atoms.codes))
+            if any(map(isinf, atoms.coefficients[-len(codes) :])):
+                self.fail(offset, "a coefficient of this atom is too large for float64")
+        value = float(value)
+        if isinf(value):
+            self.fail(offset, "the constant of this atom is too large for float64")
+        atoms.value.append(value)
         atoms.op.append(op)
         atoms.left.append(left)
-        atoms.right.append(NONE)
+        atoms.right.append(right)
         atoms.first.append(number)
         atoms.offset.append(offset)
         return number
 
 
-def _sum(items: list[dict]) -> dict:
-    """The sum; one of the items is used up. Small ones are added to the largest, so deep nesting costs no squares."""
-    largest = max(range(len(items)), key=lambda k: len(items[k]))
-    total = items[largest]
-    for k, item in enumerate(items):
-        if k != largest:
-            for code, c in item.items():
-                total[code] = total.get(code, 0) + c
-    return total
-
-
-def _scaled(form: dict, factor) -> dict:
-    return {code: c * factor for code, c in form.items()}
-
-
 def _is_constant(form: dict) -> bool:
     return all(code == CONSTANT or not c for code, c in form.items())
-
-
-@lru_cache(maxsize=1 << 16)
-def _decimal(word: bytes) -> Fraction | int | None:
-    """The exact value of a decimal; None where float64 overflows; the nearest float64 where digits are far too many."""
-    nearest = float(word)
-    if np.isinf(nearest):
-        return None
-    if word.lstrip(b"+-").isdigit() and len(word) < 400:
-        return int(word)
-    if not nearest or len(word) > 400 or not 1e-300 < abs(nearest) < 1e300:
-        return Fraction(nearest)  # also keeps 1e-999999999 from becoming an integer of a billion digits
-    return Fraction(word.decode())
 
 
 def _text(word: bytes) -> str:

@@ -139,7 +139,7 @@ def _try(problem, boxes, clauses, x, worst, confirm, per_box) -> Witness | None:
     points = x.flatten(0, 1)[order].double().cpu().numpy()
     for sample, point in zip(order.tolist(), points, strict=True):
         box = int(boxes[sample // per_box])
-        found = confirm(box, problem.property.inputs.round_into(point, box))
+        found = confirm(box, point)
         if found is not None:
             return found
     return None

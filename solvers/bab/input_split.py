@@ -200,6 +200,6 @@ class InputSplit:
             if (self.spec.C[rows] @ values[i] + self.spec.d[rows] > 0).any():
                 continue
             box = int(leaves.box[leaf[i]])
-            self.witness = self.confirm(box, self.inputs.round_into(points[i].double().cpu().numpy(), box))
+            self.witness = self.confirm(box, points[i].double().cpu().numpy())
             if self.witness is not None:
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import agree, model, names_of, node
+from onnx_models import agree, model, names_of, node
 
 from absdom.errors import UnsupportedOp
 from absdom.frontends.onnx import load_onnx
@@ -68,8 +68,8 @@ def test_gemm(opset, a_flip, b_flip, scales):
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [([3], [3]), ([3], [3, 4]), ([2, 3], [3]), ([2, 3], [3, 4]), ([5, 2, 3], [3, 4]), ([2, 3], [5, 3, 4]), ([3], [5, 3, 2]),
-     ([5, 1, 2, 3], [2, 3, 4])],
+    [([3], [3]), ([3], [3, 4]), ([2, 3], [3]), ([2, 3], [3, 4]), ([5, 2, 3], [3, 4]), ([2, 3], [5, 3, 4]),
+     ([3], [5, 3, 2]), ([5, 1, 2, 3], [2, 3, 4])],
 )  # fmt: skip
 def test_matmul(left, right):
     agree(model(node("MatMul", "x w", "y"), {"x": left}, "y", {"w": RNG.normal(size=right)}))
@@ -129,7 +129,7 @@ def test_conv(seed):
     groups = int(rng.choice([1, 2, shape[1]]))
     attributes = some_windows(rng, rank) | {"group": groups}
     if attributes.get("auto_pad", "").startswith("SAME"):
-        attributes["dilations"] = [1] * rank  # onnxruntime's padding for dilated SAME is its own
+        attributes["dilations"] = [1] * rank
     filters = groups * int(rng.integers(1, 3))
     constants = {"w": rng.normal(size=(filters, shape[1] // groups, *attributes["kernel_shape"]))}
     if rng.integers(2):
@@ -319,7 +319,8 @@ def test_dropout_does_nothing(opset):
 
 def test_cast_between_floats_does_nothing():
     nodes = [
-        node("Cast", "x", "d", to=11), node("Cast", "c", "e", to=11), node("Mul", "d e", "m"), node("Cast", "m", "y", to=1)
+        node("Cast", "x", "d", to=11), node("Cast", "c", "e", to=11), node("Mul", "d e", "m"),
+        node("Cast", "m", "y", to=1),
     ]  # fmt: skip
     graph = agree(model(nodes, {"x": [2]}, "y", {"c": np.array([2.0, 3.0])}))
     assert names_of(graph) == ["Input", "Param", "Mul"]

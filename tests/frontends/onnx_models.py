@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
-from evaluate import evaluate
+from graph_evaluate import evaluate
 from onnx import helper, numpy_helper
 
 from absdom.frontends.onnx import load_onnx
