@@ -186,19 +186,15 @@ class Dual(Recipe):
 
 
 class LayerDual:
-    """How rows pass one kind of op: for all z in its bounds, <nu_out, f(z)> >= sum_i <pull_i, z_i> + term."""
+    """How rows pass one kind of op: for all z in its bounds, <nu_out, f(z)> >= sum_i <part_i, z_i> + term."""
 
     def relax(self, place: Place, recipe: Dual):
         """What depends on bounds and knobs only, made once for all rows."""
         return None
 
-    def pull(self, nu: Rows, place: Place, relaxation) -> tuple[Rows | None, ...]:
-        """One entry per varying input; None stands for zero rows."""
+    def pull(self, nu: Rows, place: Place, relaxation) -> tuple[tuple[Rows | None, ...], torch.Tensor | None]:
+        """(one entry per varying input, None for zero rows; the term "R", charges included, None for zero)."""
         raise NotImplementedError(f"{type(self).__name__}.pull")
-
-    def term(self, nu: Rows, place: Place, relaxation) -> torch.Tensor | None:
-        """The constant, "R", charges included; None for zero."""
-        return None
 
 
 @dataclass(frozen=True)

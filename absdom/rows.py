@@ -54,14 +54,11 @@ class Rows:
     def _with(self, data: torch.Tensor) -> Rows:
         return replace(self, shape=tuple(data.shape[1:]), dense_data=data, position=None, sign=None)
 
-    def _pair(self, value: torch.Tensor, data: torch.Tensor | None = None):
-        """`data` "R *n" and `value` "B *n" (or "1 *n", or "R *n" when the value is per row) viewed to broadcast."""
-        data = self.dense() if data is None else data
-        if value.shape[0] == 1:
-            return data, value
-        if self.box is not None:
-            return data, value.index_select(0, self.box)
-        return data.reshape(self.boxes, -1, *data.shape[1:]), value.unsqueeze(1)
+    def _pair(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows and `value` "B *n" (or "1 *n"), viewed so that they broadcast."""
+        data, value = self.dense(), self._spread_boxes(value)
+        grouped = value.dim() > data.dim()
+        return (data.reshape(self.boxes, -1, *data.shape[1:]) if grouped else data), value
 
     def pull(self, op: Affine, at: At, index: int) -> Rows:
         """The adjoint of an affine op, applied to each row."""
@@ -79,14 +76,34 @@ class Rows:
 
         nu = op.spread(self.dense(), at, index)
         nu = nu.expand(nu.shape[0], *torch.broadcast_shapes(nu.shape[1:], lower.shape[1:]))
-        pulled = replace(self, shape=tuple(nu.shape[1:]), dense_data=nu, position=None, sign=None).scale(lower, upper)
+        pulled, _ = self._with(nu).relax(lower, upper, None, None)
         return pulled._with(unbroadcast(pulled.dense_data, at.inputs[index].shape))
 
-    def scale(self, positive: torch.Tensor, negative: torch.Tensor) -> Rows:
-        """nu * positive where nu >= 0, nu * negative where nu < 0; both "B *n" (or "1 *n")."""
-        data, low = self._pair(positive)
-        _, high = self._pair(negative, self.dense_data if self.dense_data is not None else data)
-        return self._with((data * torch.where(data >= 0, low, high)).reshape(self.count, *self.shape))
+    def relax(self, lower, upper, lower_bias, upper_bias) -> tuple[Rows, torch.Tensor | None]:
+        """Rows and constants behind a pair of lines: nu+ takes the lower line, nu- the upper one.
+
+        Slopes and biases are "B *n" (or "1 *n"); a bias None is zero. Few passes over the rows: this is where sweeps
+        spend their time.
+        """
+        data, low = self._pair(lower)
+        steps = self._spread_boxes(upper - lower)
+        negative = data.clamp(max=0)
+        out = torch.addcmul(data * low, negative, steps).reshape(self.count, *self.shape)
+        constant = None
+        if lower_bias is not None:
+            constant = self._contract(data, lower_bias)
+        if upper_bias is not None:
+            change = upper_bias if lower_bias is None else upper_bias - lower_bias
+            part = self._contract(negative, change)
+            constant = part if constant is None else constant + part
+        elif lower_bias is not None:
+            constant = constant - self._contract(negative, lower_bias)
+        return self._with(out), constant
+
+    def _spread_boxes(self, value: torch.Tensor) -> torch.Tensor:
+        if value.shape[0] == 1:
+            return value
+        return value.unsqueeze(1) if self.box is None else value.index_select(0, self.box)
 
     def dot(self, value: torch.Tensor) -> torch.Tensor:
         """<nu, value> per row, "R"; value "B *n" or "1 *n"."""

@@ -22,6 +22,7 @@ from absdom.frontends.vnnlib_dnf import Conjunction, Disjunction
 
 from absdom.errors import PropertyError
 
+LONGEST_TERM, MOST_TERMS = 200, 100_000  # in bytes, in number, of arithmetic whose value is kept
 WINDOW = 1 << 20  # bytes that a run may span: bounds the tokens that exist at one time
 
 COMPARISON = {b"<=": 0, b">=": 1, b"<": 2, b">": 3}  # odd: greater; 2 and above: strict
@@ -45,6 +46,8 @@ SKIP = re.compile(_SKIP)
 HEAD = re.compile(rb"\(" + _SKIP + rb"([^\s();]*+)" + _SKIP)
 CLOSE = re.compile(rb"\)" + _SKIP)
 SYMBOL = re.compile(rb"([^\s();]++)" + _SKIP)
+# Arithmetic up to three lists deep: the key under which its value is kept.
+TERM = re.compile(rb"\([-+*/]\s(?:[^();]++|\((?:[^();]++|\([^();]*+\))*+\))*+\)")
 VARIABLE = re.compile(rb"([XY])_(0|[1-9]\d*)")
 DECLARATION = re.compile(
     rb"\(\s*(?:declare-const\s+([^\s();]+)|declare-fun\s+([^\s();]+)\s*\(\s*\))\s+([^\s();]+)\s*\)"
@@ -113,6 +116,7 @@ class Parser:
         self.root = Conjunction(b"", 0)
         self.codes: dict[bytes, int] = {}
         self.declared: dict[int, int] = {}  # code -> offset of its declaration
+        self.terms: dict[bytes, Form] = {}  # by their text: large files repeat theirs
         # 5000 digits hold the constants that people write; to need more is an error, never a silent rounding.
         self.exact = Context(prec=5000, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Inexact])
         # Enough digits for the quotient to fall on the right side of every number halfway between two float64 ones.
@@ -147,7 +151,7 @@ class Parser:
             elif byte == 41:  # )
                 if len(stack) == 1:
                     self.fail(position, "this ')' closes nothing: remove it, or add the '(' that is missing before it")
-                self._close(stack)
+                self._close(stack, position + 1)
                 position = CLOSE.match(text, position).end()
             else:
                 symbol = SYMBOL.match(text, position)
@@ -252,6 +256,11 @@ class Parser:
         elif head in ARITHMETIC:
             if not isinstance(frame, _List):
                 self.fail(position, f"'({_text(head)} ...)' is a number and stands where a formula is expected")
+            found_term = TERM.match(self.text, position)
+            known = found_term and self.terms.get(found_term[0])
+            if known:
+                frame.items.append(known.copy())
+                return SKIP.match(self.text, found_term.end()).end()
             stack.append(_List(head, position))
         elif not head:
             self.fail(position, f"a list without an operator; supported are {SUPPORTED}")
@@ -274,13 +283,16 @@ class Parser:
             self.fail(position, f"the command {_show(head)} is not supported; supported are {COMMANDS}")
         return SKIP.match(self.text, found.end()).end()
 
-    def _close(self, stack: list) -> None:
+    def _close(self, stack: list, past: int) -> None:
         frame = stack.pop()
         parent = stack[-1]
         if isinstance(frame, _List):
             try:
                 if frame.head in ARITHMETIC:
-                    parent.items.append(self._number(frame))
+                    form = self._number(frame)
+                    parent.items.append(form)
+                    if past - frame.offset <= LONGEST_TERM and len(self.terms) < MOST_TERMS:
+                        self.terms[self.text[frame.offset : past]] = form.copy()
                 else:
                     parent.add_conjunction(self._compare(frame))
             except Inexact:

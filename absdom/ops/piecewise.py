@@ -30,7 +30,12 @@ class TwoPieces(Elementwise):
     knobs = ("slope",)
 
     def slopes(self) -> tuple[float, float]:
-        raise ValueError
+        """(left, right)."""
+        raise ValueError(f"{self.name} states no slopes")
+
+    @property
+    def zero_bias(self) -> str:
+        return "lower" if self.slopes()[0] <= self.slopes()[1] else "upper"
 
     def eval(self, x):
         left, right = self.slopes()

@@ -139,20 +139,41 @@ def tighten(context, stage: Tighten, batch, bounds, relaxations, clock) -> NodeB
     box, position = select(context, stage, bounds)
     if len(position) == 0:
         return own
-    boxes = batch.lower.shape[0]
-    sign = torch.ones(len(position), dtype=own.lower.dtype, device=own.lower.device)
-    rows = Rows.one_hot(
-        torch.cat([position, position]), torch.cat([sign, -sign]), context.graph.nodes[start].type.shape, boxes,
-        torch.cat([box, box]),
-    )  # fmt: skip
+    boxes, numel = batch.lower.shape[0], own.lower[0].numel()
+    rows_box, rows_position = _grouped(box, position, boxes)
+    sign = torch.ones(len(rows_position), dtype=own.lower.dtype, device=own.lower.device)
+    place = None if rows_box is None else torch.cat([rows_box, rows_box])
+    if rows_box is None:  # box-major: lower and upper rows of one box side by side
+        per_box = len(rows_position) // boxes
+        flat = torch.arange(boxes, device=box.device).repeat_interleave(per_box) * numel + rows_position
+        both = rows_position.reshape(boxes, 1, per_box).expand(boxes, 2, per_box).flatten()
+        signs = torch.stack([sign, -sign]).reshape(2, boxes, per_box).transpose(0, 1).flatten()
+    else:
+        flat, both, signs = rows_box * numel + rows_position, rows_position.repeat(2), torch.cat([sign, -sign])
+    rows = Rows.one_hot(both, signs, context.graph.nodes[start].type.shape, boxes, place)
     for recipe in context.schedule.inner:
         value = sweep(context, stage.sweep, recipe, batch, bounds, rows, relaxations, clock=clock)
-        half = len(position)
-        flat = box * own.lower[0].numel() + position
-        lower = own.lower.flatten().scatter(0, flat, value[:half]).reshape(own.lower.shape)
-        upper = own.upper.flatten().scatter(0, flat, -value[half:]).reshape(own.upper.shape)
+        value = value.reshape(boxes, 2, -1).transpose(0, 1).flatten() if rows_box is None else value
+        ends = value.reshape(2, -1)
+        lower = own.lower.flatten().scatter(0, flat, ends[0]).reshape(own.lower.shape)
+        upper = own.upper.flatten().scatter(0, flat, -ends[1]).reshape(own.upper.shape)
         own = own.meet(lower, upper, recipe.name)
     return own
+
+
+def _grouped(box: torch.Tensor, position: torch.Tensor, boxes: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Selected neurons in groups of equal size per box (box None), where filling up costs little; else as they are.
+
+    A group is filled up with repeats of its own first neuron: broadcasting over boxes is far cheaper than gathering.
+    """
+    count = torch.bincount(box, minlength=boxes)
+    size = int(count.max())
+    if boxes == 1 or size * boxes > 2 * len(position) + 64:
+        return box, position
+    slot = torch.arange(len(position), device=box.device) - (count.cumsum(0) - count)[box]
+    table = position.new_full((boxes, size), -1)
+    table[box, slot] = position
+    return None, torch.where(table < 0, table[:, :1].clamp(min=0), table).flatten()
 
 
 def select(context: Context, stage: Tighten, bounds) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,10 +242,9 @@ def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constr
         key = (recipe, i)
         if key not in relaxations:
             relaxations[key] = dual.relax(place, recipe)
-        term = dual.term(nu, place, relaxations[key])
+        parts, term = dual.pull(nu, place, relaxations[key])
         if term is not None:
             terms.append(term)
-        parts = dual.pull(nu, place, relaxations[key])
         for position, part in zip(graph.varying_inputs(i), parts, strict=True):
             if part is None:
                 continue

@@ -1,6 +1,6 @@
-"""How rows pass each kind of op: for z in its bounds, <nu, f(z)> >= <pull(nu), z> + term(nu).
+"""How rows pass each kind of op: for z in its bounds, <nu, f(z)> >= <part, z> + term.
 
-In charged runs `term` also subtracts what rounding can have changed: <|nu|, noise> for affine ops (see interval.py),
+In charged runs the term also subtracts what rounding can have changed: <|nu|, noise> for affine ops (see interval.py),
 and for lines and planes a few units of roundoff of slope x reach and of the constants.
 """
 
@@ -13,6 +13,7 @@ import torch
 from absdom.domain import LayerDual
 from absdom.domains.linear.recipe import Linear
 from absdom.ir.op import Affine, Elementwise, Lines, Multivariate
+from absdom.ops.shape import lead
 from absdom.registry import register_rule
 
 
@@ -23,23 +24,22 @@ class AffineDual(LayerDual):
         return place.op.offset(place.at)
 
     def pull(self, nu, place, relaxation):
-        return tuple(nu.pull(place.op, place.at, i) for i, varying in enumerate(place.at.varying) if varying)
-
-    def term(self, nu, place, relaxation):
+        parts = tuple(nu.pull(place.op, place.at, i) for i, varying in enumerate(place.at.varying) if varying)
         constant = None if relaxation is None else nu.dot(relaxation)
         if place.output.noise is None:
-            return constant
+            return parts, constant
         # The noise covers each product of the offset; its sum over the node's elements is charged here.
         noise = place.output.noise
         if relaxation is not None:
             noise = noise + relaxation.abs() * place.arithmetic.gamma(place.at.output.numel)
-        charge = -nu.abs_dot(noise)
-        return charge if constant is None else constant + charge
+        charge = nu.abs_dot(noise)
+        return parts, -charge if constant is None else constant - charge
 
 
 class ElementwiseLines(NamedTuple):
     lines: Lines
     charge: torch.Tensor | None
+    shifted: bool  # whether the line that op.lines puts through zero was replaced by another
 
 
 class ElementwiseDual(LayerDual):
@@ -52,17 +52,19 @@ class ElementwiseDual(LayerDual):
         if place.arithmetic.charged:
             slope = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
             bias = torch.maximum(lines.lower_bias.abs(), lines.upper_bias.abs())
-            unit = place.arithmetic.gamma(4)
-            charge = slope * bounds.magnitude() * unit + bias * place.arithmetic.gamma(place.at.output.numel)
-            charge = charge + place.arithmetic.tiny
-        return ElementwiseLines(lines, charge)
+            # A difference of slopes, two products and a sum per element; the sum of the biases over all elements.
+            charge = slope * bounds.magnitude() * place.arithmetic.gamma(12)
+            charge = charge + 3 * bias * place.arithmetic.gamma(place.at.output.numel) + place.arithmetic.tiny
+        return ElementwiseLines(lines, charge, shifted=recipe.slope != "adaptive" and not place.knobs)
 
     def pull(self, nu, place, relaxation):
-        return (nu.scale(relaxation.lines.lower_slope, relaxation.lines.upper_slope),)
-
-    def term(self, nu, place, relaxation):
-        constant = nu.dot_signed(relaxation.lines.lower_bias, relaxation.lines.upper_bias)
-        return constant if relaxation.charge is None else constant - nu.abs_dot(relaxation.charge)
+        lines, zero = relaxation.lines, place.op.zero_bias
+        part, constant = nu.relax(
+            lines.lower_slope, lines.upper_slope,
+            None if zero == "lower" and not relaxation.shifted else lines.lower_bias,
+            None if zero == "upper" and not relaxation.shifted else lines.upper_bias,
+        )  # fmt: skip
+        return (part,), constant if relaxation.charge is None else constant - nu.abs_dot(relaxation.charge)
 
 
 def choose_lines(op: Elementwise, lower, upper, slope: str, knobs) -> Lines:
@@ -89,26 +91,23 @@ class MultivariateDual(LayerDual):
             arithmetic = place.arithmetic
             charge = torch.maximum(lower.bias.abs(), upper.bias.abs()) * arithmetic.gamma(place.at.output.numel)
             parts = [
-                torch.maximum(low.abs(), high.abs()) * b.magnitude()
+                torch.maximum(low.abs(), high.abs()) * lead(b.magnitude(), low.dim() - 1)
                 for low, high, b in zip(lower.coefficients, upper.coefficients, bounds, strict=True)
                 if low is not None
             ]
             if parts:
                 copies = max(1, *(place.at.output.numel // t.numel for t in place.at.inputs))
-                charge = charge + place.op.gather(parts) * arithmetic.gamma(8 + copies) + arithmetic.tiny
+                charge = charge + place.op.gather(parts) * arithmetic.gamma(16 + copies) + arithmetic.tiny
         return lower, upper, charge
 
     def pull(self, nu, place, relaxation):
-        lower, upper, _ = relaxation
-        return tuple(
+        lower, upper, charge = relaxation
+        parts = tuple(
             None if low is None else nu.spread(place.op, place.at, i, low, high)
             for i, (low, high) in enumerate(zip(lower.coefficients, upper.coefficients, strict=True))
         )
-
-    def term(self, nu, place, relaxation):
-        lower, upper, charge = relaxation
         constant = nu.dot_signed(lower.bias, upper.bias)
-        return constant if charge is None else constant - nu.abs_dot(charge)
+        return parts, constant if charge is None else constant - nu.abs_dot(charge)
 
 
 register_rule(Linear, Affine)(AffineDual())

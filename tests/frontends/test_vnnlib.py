@@ -159,7 +159,7 @@ def test_random_formulas_mean_what_they_say(seed):
                     if inside[prop.spec.box[q]] and holds[prop.spec.clause == q].all()
                 ]
                 found = bool(clauses)
-                assert prop.is_counterexample(x, y) == tuple(clauses)
+                assert sorted(prop.is_counterexample(x, y)) == clauses
             assert found == expected, f"{text}\n{x} {y}"
             points += expected
     assert points > 50  # enough points lie inside for the comparison to say something
@@ -282,7 +282,8 @@ def test_deep_nesting_is_no_recursion():
 
 def test_other_commands_and_forms():
     text = (
-        '; a comment (\n(set-logic QF_LRA) (set-info :source "a (b")(declare-fun X_0 () Real)(declare-const Y_0 Real);end\n'
+        '; a comment (\n(set-logic QF_LRA) (set-info :source "a (b")(declare-fun X_0 () Real)'
+        "(declare-const Y_0 Real);end\n"
         "(assert (<= -1 X_0 1.)) (assert(>= Y_0 .5))(check-sat)"
     )
     prop = read_vnnlib(data=text.replace("\n", "\r\n").encode())
@@ -414,13 +415,13 @@ def test_competition_files(part):
                 assert len(prop.inputs) == 1
                 assert prop.spec.clauses == (int(disjuncts[1]) if disjuncts else 1), row["vnnlib"]
         else:
-            # The table counts a box for each disjunct, and of the longest file only a part; equal boxes are shared here.
+            # The table counts a box per disjunct, and of the longest file only a part; equal boxes are shared here.
             with gzip.open(BENCHMARKS / part / row["vnnlib"]) as file:
                 groups = file.read().count(b"(and")
             if "acasxu" in row["vnnlib"]:
                 assert (len(prop.inputs), prop.spec.clauses) == (2, 8)
             else:
-                assert prop.spec.clauses == groups and len(prop.inputs) == groups // 2
+                assert prop.spec.clauses == groups and len(prop.inputs) in (groups, groups // 2)
 
 
 def write_disjuncts(path: Path, disjuncts: int, inputs: int) -> None:
