@@ -12,7 +12,7 @@ from absdom.arithmetic import Arithmetic
 from absdom.domain import Constraints, Dual, InputBatch, NodeBounds, Place
 from absdom.errors import Deadline
 from absdom.ir.graph import Graph
-from absdom.ir.op import At, Input, Param
+from absdom.ir.op import Affine, At, Input, Param
 from absdom.plan import memory
 from absdom.plan.plan import Schedule, Sweep, Tighten
 from absdom.rows import Rows
@@ -297,6 +297,41 @@ def _support(graph: Graph, batch: InputBatch, at_inputs, rows: Rows, arithmetic)
     return batch.support(nu, arithmetic)
 
 
+def sensitivity(context: Context, bounds, rows: Rows, relaxations: Mapping) -> torch.Tensor:
+    """How strongly each row can depend on each input, "R n": |W|^T through affine ops, the steeper line elsewhere.
+
+    A heuristic for branching (the smear of Wang et al. 2018, ReluVal), taken from the final sweep's relaxations.
+    """
+    graph, plan = context.graph, context.schedule.final
+    recipe = context.schedule.duals[0]
+    pending: dict[int, Rows] = {plan.start: rows._with(rows.dense().abs())}
+    for i in plan.nodes:
+        nu = pending.get(i)
+        if nu is None or isinstance(graph.nodes[i].op, Input):
+            continue
+        place = _place(context, i, bounds, {})
+        if isinstance(place.op, Affine):
+            at = place.at._replace(params=tuple(None if p is None else p.abs() for p in place.at.params))
+            place = place._replace(at=at, output=replace(place.output, noise=None))
+            parts = tuple(nu._with(nu.pull(place.op, at, k).dense().abs()) for k, v in enumerate(at.varying) if v)
+        else:
+            dual, _ = registry.find_rule(type(recipe), type(place.op))
+            up, _ = dual.pull(nu, place, relaxations[recipe, i])
+            down, _ = dual.pull(nu._with(-nu.dense()), place, relaxations[recipe, i])
+            parts = tuple(
+                None if a is None else a._with(torch.maximum(a.dense().abs(), b.dense().abs())) for a, b in zip(up, down)
+            )
+        for position, part in zip(graph.varying_inputs(i), parts, strict=True):
+            if part is not None:
+                j = graph.nodes[i].inputs[position]
+                pending[j] = pending[j] + part if j in pending else part
+    found = [
+        pending[i].dense().flatten(1) if i in pending else rows.dense().new_zeros((rows.count, graph.nodes[i].type.numel))
+        for i in graph.inputs
+    ]
+    return torch.cat(found, 1)
+
+
 def node_bounds(context: Context, batch: InputBatch) -> NodeBounds:
     """Bounds of every element of the schedule's target: the forward bounds met with a sweep of +-e_i for all i."""
     bounds = propagate(context, batch)
@@ -318,7 +353,10 @@ def node_bounds(context: Context, batch: InputBatch) -> NodeBounds:
 def row_bounds(
     context: Context, batch: InputBatch, bounds, rows: Rows, d: torch.Tensor, relaxations=None, clock: Clock = NEVER, **more
 ) -> torch.Tensor:
-    """Lower bounds "R" of c.v + d at the target: the best of the interval there and of each final dual."""
+    """Lower bounds "R" of c.v + d at the target: the best of the interval there and of each final dual.
+
+    With a `trace` (and one dual) the value is that of the traced plane alone.
+    """
     schedule, arithmetic = context.schedule, context.arithmetic
     target = bounds[schedule.target]
     best = rows.dot_signed(target.lower, target.upper)
@@ -326,7 +364,7 @@ def row_bounds(
         best = best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(target.lower[0].numel())
     for recipe in schedule.duals:
         found = sweep(context, schedule.final, recipe, batch, bounds, rows, relaxations, clock=clock, **more)
-        best = torch.maximum(best, found)
+        best = found if more.get("trace") is not None else torch.maximum(best, found)
     if arithmetic.charged:
         # The coefficients and d were rounded when they were read, and the sum rounds.
         best = best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(2) - (best.abs() + d.abs()) * arithmetic.gamma(2)

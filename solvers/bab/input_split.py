@@ -1,7 +1,9 @@
 """Branch and bound on the input box: for networks with few inputs. Leaves are boxes, all in arrays.
 
-Each leaf is bounded from its own box alone, first in float32 (which steers) and, where that says closed, again in
-charged float64 (which closes). Children share the face they are cut at, so that they cover their parent.
+Each leaf is bounded from its own box alone, in charged float64: with few inputs the networks are small, and every
+leaf's plane g.x + h <= c.f(x) + d can then be used to shrink the leaf to where g.x + h <= 0 is possible, before it is
+cut (a counterexample satisfies it for every row of its clause). Children share the face they are cut at, so that
+they cover what is left of their parent.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from absdom.arithmetic import PROOF, SEARCH
+from absdom.arithmetic import PROOF
 from absdom.domain import InputBatch, Recipe
 from absdom.plan import memory, run
 from absdom.plan.plan import Tighten
@@ -25,6 +27,7 @@ from absdom.verdict import Witness
 
 FLOPS_PER_ROUND = 4e9
 LARGEST_BATCH = 2048
+PLANE_WEIGHT = 0.3  # against steepness, when an input to cut is chosen
 
 
 @dataclass(eq=False)
@@ -55,8 +58,8 @@ class InputSplit:
         self.problem, self.confirm, self.clock, self.progress = problem, confirm, clock, progress
         self.spec, self.inputs = problem.property.spec, problem.property.inputs
         self.table = ClauseTable.of(self.spec, len(self.inputs))
-        self.search = problem.engine.context(recipe, SEARCH)
-        self.proof = problem.engine.context(recipe, PROOF)
+        self.recipe = recipe
+        self.context = problem.engine.context(recipe, PROOF)
         self.bounded = 0
         self.witness: Witness | None = None
 
@@ -90,10 +93,10 @@ class InputSplit:
         return Leaves(lower, upper, boxes, open_, widest, np.full(len(boxes), -np.inf))
 
     def _batch_size(self) -> int:
-        graph = self.search.graph
+        graph = self.context.graph
         per_box = sum(
             2 * graph.nodes[s.sweep.start].type.numel * sum(memory.flops(graph, i) for i in s.sweep.nodes)
-            for s in self.search.schedule.stages
+            for s in self.context.schedule.stages
             if isinstance(s, Tighten)
         )
         by_bytes = memory.CHUNK_BYTES // memory.box_bytes(graph, 8)
@@ -123,83 +126,97 @@ class InputSplit:
         return replace(self.inputs.select(leaves.box), lower=leaves.lower, upper=leaves.upper)
 
     def _bound(self, leaves: Leaves) -> Leaves:
-        """Bound the leaves, close what can be closed, choose the next cuts; give back those that stay open."""
+        """Bound the leaves, close what is refuted, shrink the rest, choose their cuts; give back the open ones."""
         leaf, slot, row = self.table.rows(leaves.box, leaves.open)
-        value, slopes, points = self._values(self.search, leaves, leaf, row, trace=True)
+        value, slopes, steep, points = self._planes(leaves, leaf, row)
         self.bounded += len(leaves)
+        refuted = (value > 0) | ((value >= 0) & self.spec.strict[row])
+        leaves.open[leaf[refuted], slot[refuted]] = False
         best = per_slot(leaf, slot, value, leaves.open.shape)
-        shut = ((best > 0) | ~leaves.open).all(1)
-        if shut.any():
-            self._prove(leaves, np.flatnonzero(shut))
         leaves.value = np.where(leaves.open, best, np.inf).min(1)
-        self._choose_cuts(leaves, leaf, slot, value, slopes, best)
-        self._try_points(leaves, leaf, slot, row, points)
+        live = leaves.open[leaf, slot]
+        self._try_points(leaves, leaf[live], row[live], points[live])
+        self._choose_cuts(leaves, leaf[live], slot[live], value[live], slopes[live], steep[live], best)
+        self._shrink(leaves, leaf[live], slot[live], value[live], slopes[live])
         return leaves.take(leaves.open.any(1))
 
-    def _values(self, context, leaves, leaf, row, trace=False):
-        arithmetic = context.arithmetic
+    def _planes(self, leaves: Leaves, leaf, row):
+        """Per row: its plane's proved lower bound over the leaf, the plane's slopes g "R n", how steep the row can be
+        along each input "R n", and the corner where the plane is lowest "R n"."""
+        context, arithmetic = self.context, self.context.arithmetic
         with torch.no_grad():
             batch = InputBatch.of(self._sets(leaves), arithmetic)
             bounds = run.propagate(context, batch)
             C = arithmetic.tensor(self.spec.C[row].toarray())
             rows = Rows.dense_rows(C, len(leaves), torch.as_tensor(leaf, device=C.device))
+            seen, relaxations = {}, {}
             d = arithmetic.tensor(self.spec.d[row])
-            if not trace:
-                return run.row_bounds(context, batch, bounds, rows, d, {}).double().cpu().numpy()
-            seen: dict = {}
-            value = run.row_bounds(context, batch, bounds, rows, d, {}, trace=seen)
+            value = run.row_bounds(context, batch, bounds, rows, d, relaxations, trace=seen)
+            steep = run.sensitivity(context, bounds, rows, relaxations).cpu().numpy()
             graph = context.graph
             parts = [
                 seen[i].dense().flatten(1) if i in seen else C.new_zeros((len(row), graph.nodes[i].type.numel))
                 for i in graph.inputs
             ]
-            slopes = torch.cat(parts, 1)
-            at = rows.box if rows.box is not None else torch.zeros(len(row), dtype=torch.long, device=C.device)
-            points = torch.where(slopes > 0, batch.lower[at], batch.upper[at])
-            return value.double().cpu().numpy(), slopes.double().cpu().numpy(), points
+            slopes = torch.cat(parts, 1).cpu().numpy()
+        points = np.where(slopes > 0, leaves.lower[leaf], leaves.upper[leaf])
+        return value.cpu().numpy(), slopes, steep, points
 
-    def _prove(self, leaves: Leaves, index: np.ndarray) -> None:
-        """Bound these leaves again in charged float64; slots that it refutes are closed."""
-        part = leaves.take(index)
-        leaf, slot, row = self.table.rows(part.box, part.open)
-        value = self._values(self.proof, part, leaf, row)
-        refuted = (value > 0) | ((value >= 0) & self.spec.strict[row])
-        kept = leaves.open[index]
-        kept[leaf[refuted], slot[refuted]] = False
-        leaves.open[index] = kept
+    def _shrink(self, leaves: Leaves, leaf, slot, value, slopes) -> None:
+        """Keep of each leaf the hull, over its open clauses, of where all rows of the clause can be <= 0.
 
-    def _choose_cuts(self, leaves, leaf, slot, value, slopes, best) -> None:
-        """Along the input whose slope x width is largest in the rows that hold a leaf's worst clause open."""
-        shown = np.where(leaves.open, best, np.inf)
-        worst = shown.argmin(1)
+        With m_j = min of g_j x_j on the leaf and v = h + sum m_j the row's bound, a point with g.x + h <= 0 has
+        g_i x_i <= m_i - v. The slack pays for every rounding here; v was charged before.
+        """
+        low, high = leaves.lower[leaf], leaves.upper[leaf]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            least = np.minimum(slopes * low, slopes * high)
+            reach = np.abs(slopes) * np.maximum(np.abs(low), np.abs(high))
+            slack = 1e-12 * (np.abs(value)[:, None] + reach.sum(1, keepdims=True))
+            limit = (least - value[:, None] + slack) / slopes
+            limit = limit + np.abs(limit) * 1e-15
+            floor = (least - value[:, None] + slack) / slopes
+            floor = floor - np.abs(floor) * 1e-15
+        new_high = np.where((slopes > 0) & (limit < high), limit, high)
+        new_low = np.where((slopes < 0) & (floor > low), floor, low)
+        shape = (*leaves.open.shape, low.shape[1])
+        clause_low = np.full(shape, -np.inf)
+        clause_high = np.full(shape, np.inf)
+        np.maximum.at(clause_low, (leaf, slot), new_low)
+        np.minimum.at(clause_high, (leaf, slot), new_high)
+        empty = (clause_low > clause_high).any(2) & leaves.open
+        leaves.open[empty] = False
+        shown = leaves.open[:, :, None]
+        keep = leaves.open.any(1)
+        leaves.lower[keep] = np.maximum(leaves.lower, np.where(shown, clause_low, np.inf).min(1))[keep]
+        leaves.upper[keep] = np.minimum(leaves.upper, np.where(shown, clause_high, -np.inf).max(1))[keep]
+
+    def _choose_cuts(self, leaves, leaf, slot, value, slopes, steep, best) -> None:
+        """Along the input with the largest width x steepness in the row that decides a leaf's worst clause."""
+        worst = np.where(leaves.open, best, np.inf).argmin(1)
         decisive = (slot == worst[leaf]) & (value >= best[leaf, slot])
         width = leaves.upper - leaves.lower
         score = np.zeros_like(width)
-        np.maximum.at(score, leaf[decisive], np.abs(slopes[decisive]) * width[leaf[decisive]])
-        # A share of the plain width keeps every input from being starved.
-        root = self.inputs.upper[leaves.box] - self.inputs.lower[leaves.box]
-        scale = score.max(1, keepdims=True, initial=0.0)
-        score = score + 0.02 * scale * width / np.where(root > 0, root, np.inf) + 1e-30 * width
-        leaves.cut = score.argmax(1)
+        # The plane's slopes say where the bound moves, the steepness where it is loose: both, as shares of a row.
+        for slope, weight in ((np.abs(slopes), PLANE_WEIGHT), (steep, 1.0)):
+            change = slope[decisive] * width[leaf[decisive]]
+            change = change / np.maximum(change.sum(1, keepdims=True), 1e-300)
+            np.add.at(score, leaf[decisive], weight * change)
+        leaves.cut = (score + 1e-30 * width).argmax(1)
 
-    def _try_points(self, leaves, leaf, slot, row, points) -> None:
-        """Evaluate where each row's linear bound is worst; hand counterexamples to the judge."""
-        with torch.no_grad():
-            y = run.evaluate(self.search, points)
-        everything = np.flatnonzero(leaves.open[leaf, slot])
-        if len(everything) == 0:
+    def _try_points(self, leaves, leaf, row, points) -> None:
+        """Evaluate where each row's plane is lowest; hand what looks like a counterexample to the judge."""
+        if len(row) == 0:
             return
-        # A point belongs to one (leaf, row); it has to satisfy all rows of that row's clause.
-        clause = self.spec.clause[row]
-        atoms = self.table.count[clause]
-        values = y.double().cpu().numpy()
-        own = np.asarray(self.spec.C[row].multiply(values).sum(1)).ravel() + self.spec.d[row]
-        candidates = everything[own[everything] <= 0]
+        with torch.no_grad():
+            y = run.evaluate(self.context, self.context.arithmetic.tensor(points)).cpu().numpy()
+        own = np.asarray(self.spec.C[row].multiply(y).sum(1)).ravel() + self.spec.d[row]
+        candidates = np.flatnonzero(own <= 0)
         for i in candidates[np.argsort(own[candidates])][:64]:
-            rows = slice(self.table.first[clause[i]], self.table.first[clause[i]] + atoms[i])
-            if (self.spec.C[rows] @ values[i] + self.spec.d[rows] > 0).any():
+            clause = self.spec.clause[row[i]]
+            atoms = slice(self.table.first[clause], self.table.first[clause] + self.table.count[clause])
+            if (self.spec.C[atoms] @ y[i] + self.spec.d[atoms] > 0).any():
                 continue
-            box = int(leaves.box[leaf[i]])
-            self.witness = self.confirm(box, points[i].double().cpu().numpy())
+            self.witness = self.confirm(int(leaves.box[leaf[i]]), points[i])
             if self.witness is not None:
                 return

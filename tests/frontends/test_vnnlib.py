@@ -444,7 +444,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, len(prop.input
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("disjuncts", "inputs"), [(120_000, 13), (5_600, 308)])
+@pytest.mark.parametrize(("disjuncts", "inputs"), [(120_000, 14), (5_600, 308)])
 def test_a_hundred_megabytes(tmp_path, disjuncts, inputs):
     path = tmp_path / "large.vnnlib"
     write_disjuncts(path, disjuncts, inputs)
