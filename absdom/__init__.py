@@ -3,7 +3,8 @@
 A network and a property go in; a proof, a counterexample or a bound comes out. The names below are loaded on first
 use (PEP 562), so that `import absdom`, the command line's help and checkers load no torch.
 
-`absdom.plan` is the package of plans; the function that prints the plan of a run is `absdom.api.plan`.
+`absdom.plan` and `absdom.coverage` are modules; the functions that print them are `absdom.api.plan` and
+`absdom.api.coverage`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "absdom.api": ("bound", "compile", "coverage", "info", "load", "verify"),
+    "absdom.api": ("bound", "compile", "info", "load", "verify"),
     "absdom.errors": ("AbsdomError", "GraphError", "ModelError", "PropertyError", "UnsupportedOp", "UsageError"),
     "absdom.ir.graph": ("Graph",),
     "absdom.property": ("InputSet", "Property", "Spec", "make_property"),

@@ -17,6 +17,11 @@ from absdom.ir.op import At, Op
 from absdom.rows import Rows
 
 
+def no_nan(bound: torch.Tensor, infinity: float) -> torch.Tensor:
+    """A bound whose NaNs (infinity minus infinity, where nothing is known) became the infinity that claims nothing."""
+    return torch.nan_to_num(bound, nan=infinity, posinf=torch.inf, neginf=-torch.inf)
+
+
 @dataclass(frozen=True, eq=False)
 class NodeBounds:
     """Bounds of one node over B boxes: lower, upper "B *n". Met, never overwritten.
@@ -31,8 +36,9 @@ class NodeBounds:
     provenance: str = "interval"
 
     def meet(self, lower: torch.Tensor, upper: torch.Tensor, provenance: str) -> NodeBounds:
-        """Both claims at once. Ends that cross (by rounding, or on an empty set) move to a common order."""
-        low, high = torch.maximum(self.lower, lower), torch.minimum(self.upper, upper)
+        """Both claims at once; NaN claims nothing. Ends that cross (by rounding, or on an empty set) are put in order."""
+        low = torch.maximum(self.lower, no_nan(lower, -torch.inf))
+        high = torch.minimum(self.upper, no_nan(upper, torch.inf))
         return replace(
             self, lower=torch.minimum(low, high), upper=torch.maximum(low, high),
             provenance=f"{self.provenance} & {provenance}",
@@ -229,8 +235,16 @@ class LinearConstraint:
         coefficients = self.terms[node]
         return nu.shift((self._in_scope(nu, multiplier) @ coefficients.flatten(1)).reshape(-1, *nu.shape))
 
+    def inject_size(self, node: int, nu: Rows, multiplier: torch.Tensor) -> Rows:
+        """What `inject` sums, in absolute values; `nu` is already absolute."""
+        absolute = replace(self, terms={node: self.terms[node].abs()})
+        return absolute.inject(node, nu, multiplier.abs())
+
     def constant(self, nu: Rows, multiplier: torch.Tensor) -> torch.Tensor:
         return self._in_scope(nu, multiplier) @ self.rhs
+
+    def constant_size(self, nu: Rows, multiplier: torch.Tensor) -> torch.Tensor:
+        return self._in_scope(nu, multiplier).abs() @ self.rhs.abs()
 
     def _in_scope(self, nu: Rows, multiplier: torch.Tensor) -> torch.Tensor:
         if self.scope is None:
@@ -253,6 +267,9 @@ class SplitConstraint:
 
     def inject(self, node: int, nu: Rows, multiplier: torch.Tensor) -> Rows:
         return nu.shift(nu.per_row(self.sign) * multiplier)
+
+    def inject_size(self, node: int, nu: Rows, multiplier: torch.Tensor) -> Rows:
+        return nu.shift(nu.per_row(self.sign).abs() * multiplier.abs())
 
     def constant(self, nu: Rows, multiplier: torch.Tensor) -> None:
         return None

@@ -37,6 +37,14 @@ def sums(at, terms: int) -> int:
     return terms + copies + 4
 
 
+def with_parameters(states, at, errors) -> list[NodeBounds]:
+    """Bounds of every operand: a parameter (None in `states`) lies within its error of its value."""
+    return [
+        s if s is not None else NodeBounds(p, p) if e is None else NodeBounds(p - e, p + e)
+        for s, p, e in zip(states, at.params, errors, strict=True)
+    ]
+
+
 @register_rule(Interval, Affine)
 def affine(op, at, states, errors, arithmetic):
     """Centre and radius: c' = W c + b, r' = |W| r."""
@@ -77,7 +85,13 @@ def move(op, at, states, errors, arithmetic):
     noise = None
     if arithmetic.charged:
         noise = torch.maximum(lower.abs(), upper.abs()) * arithmetic.gamma(sums(at, op.terms(at)))
-        noise = noise + arithmetic.tiny + (upper - lower) * float(any(e is not None for e in errors))
+        noise = noise + arithmetic.tiny
+        if any(e is not None for e in errors):
+            wrong = (
+                e if e is not None else (p if s is None else s.lower).new_zeros(()).expand((1, *t.shape))
+                for s, p, e, t in zip(states, at.params, errors, at.inputs, strict=True)
+            )
+            noise = noise + op.eval(*wrong)
     return NodeBounds(lower, upper, noise)
 
 
@@ -88,4 +102,5 @@ def elementwise(op, at, states, errors, arithmetic):
 
 @register_rule(Interval, Multivariate)
 def multivariate(op, at, states, errors, arithmetic):
+    states = with_parameters(states, at, errors)
     return NodeBounds(*op.image([s.lower for s in states], [s.upper for s in states]))

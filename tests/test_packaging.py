@@ -20,7 +20,7 @@ FLOORS = (
     ("ops", "domain", "certificate", "rows", "arithmetic"),
     ("frontends", "passes", "plan", "domains"),
     ("pipeline", "problem", "solvers"),
-    ("api",),
+    ("api", "coverage"),
     ("train", "testing"),
     ("cli", "__main__"),
 )

@@ -7,11 +7,11 @@ import shlex
 import shutil
 from pathlib import Path
 
-import absdom
+from absdom import api
 from absdom.cli.main import build_parser
 
-START = "<!-- coverage: written by `pytest tests/test_readme.py --update-readme` -->\n```\n"
-END = "```\n<!-- end of coverage -->\n"
+START = "<!-- coverage: written by `pytest tests/test_readme.py --update-readme` -->\n\n"
+END = "\n<!-- end of coverage -->\n"
 
 
 def test_the_coverage_table_is_current(root, request):
@@ -19,7 +19,7 @@ def test_the_coverage_table_is_current(root, request):
     readme = root / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(START)
     table, after = rest.split(END)
-    now = "".join(f"{line.rstrip()}\n" for line in absdom.coverage().splitlines())
+    now = "".join(f"{line.rstrip()}\n" for line in api.coverage().splitlines())
     if request.config.getoption("--update-readme"):
         readme.write_text(before + START + now + END + after, encoding="utf-8")
         return
@@ -28,8 +28,9 @@ def test_the_coverage_table_is_current(root, request):
 
 
 def commands(root: Path) -> list[str]:
-    lines = (root / "README.md").read_text(encoding="utf-8").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("absdom ")]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## On the command line\n\n```\n(.*?)```", text, re.S)
+    return [line.split("  #")[0].strip() for line in block.splitlines()]
 
 
 def test_the_commands_parse(root):

@@ -118,8 +118,18 @@ def coverage(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    print(_api(args).info(args.model))
+    for key, value in _api(args).info(args.model).items():
+        print(f"{key}: {_listed(value)}")
     return 0
+
+
+def _listed(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {count}" for key, count in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    text = str(value)
+    return "\n  " + text.replace("\n", "\n  ") if "\n" in text else text
 
 
 def campaign(args: argparse.Namespace) -> int:

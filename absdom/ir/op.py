@@ -165,6 +165,7 @@ class Elementwise(Op):
 
     kind: ClassVar[str] = "elementwise"
     knobs: ClassVar[tuple[str, ...]] = ()  # names of the free slopes of `lines`, each in [0, 1]
+    splittable: ClassVar[bool] = False  # two affine pieces that meet at 0, so that a search may fix the phase
     zero_bias: str = ""  # "lower" or "upper": the line of `lines` whose bias is always zero
 
     def infer(self, x: TensorType) -> TensorType:

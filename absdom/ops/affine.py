@@ -190,7 +190,8 @@ class ReduceSum(Affine):
         return x.with_shape(1 if i in self.axes else s for i, s in enumerate(x.shape))
 
     def eval(self, x):
-        return x.sum(dim=tuple(a + 1 for a in self.axes), keepdim=True)
+        # torch takes an empty tuple for all axes.
+        return x.sum(dim=tuple(a + 1 for a in self.axes), keepdim=True) if self.axes else x
 
     def transpose(self, nu, at, index):
         return nu.expand(nu.shape[0], *at.inputs[0].shape)
@@ -268,7 +269,8 @@ class Linear(Affine):
         return lead(at.params[2], at.output.rank).expand(1, *at.output.shape)
 
     def terms(self, at):
-        return max(at.inputs[0].shape[-1], at.output.shape[-1]) + 1
+        copies = prod(at.output.shape[:-1]) // max(1, prod(at.inputs[0].shape[:-1]))
+        return max(at.inputs[0].shape[-1], at.output.shape[-1] + copies) + 1
 
 
 @register_op
@@ -287,7 +289,8 @@ class LinearLeft(Affine):
         return unbroadcast(lead(at.params[0], at.output.rank).mT @ nu, at.inputs[1].shape)
 
     def terms(self, at):
-        return max(at.inputs[1].shape[-2], at.output.shape[-2])
+        copies = prod(at.output.shape[:-2]) // max(1, prod(at.inputs[1].shape[:-2]))
+        return max(at.inputs[1].shape[-2], at.output.shape[-2] + copies)
 
 
 @register_op

@@ -48,7 +48,7 @@ class Product(Multivariate):
             pick = gap(*first, sign) >= gap(*second, sign)
             p, q = (torch.where(pick, x, y) for x, y in zip(first, second, strict=True))
             reach = [torch.maximum(low.abs(), high.abs()) for low, high in ((al, au), (bl, bu))]
-            slack = (q.abs() * reach[0] + p.abs() * reach[1] + (p * q).abs()) * _ulp(p, 8)
+            slack = (q.abs() * reach[0] + p.abs() * reach[1] + (p * q).abs()) * _ulp(p, 8) + torch.finfo(p.dtype).tiny
             return PlaneMap((q, p), -(p * q) - sign * slack)
 
         return plane((al, bl), (au, bu), 1), plane((al, bu), (au, bl), -1)
@@ -100,7 +100,7 @@ class MatrixProduct(Multivariate):
         centre = ca @ cb
         radius = ca.abs() @ rb + ra @ (cb.abs() + rb)
         size = lowers[0].shape[-1]
-        slack = ((ca.abs() + ra) @ (cb.abs() + rb)) * _ulp(centre, 4 * size + 16)
+        slack = ((ca.abs() + ra) @ (cb.abs() + rb)) * _ulp(centre, 4 * size + 16) + torch.finfo(centre.dtype).tiny
         return centre - radius - slack, centre + radius + slack
 
     def planes(self, lowers, uppers):
@@ -179,8 +179,12 @@ class Softmax(Multivariate):
         for own, other in ((lowers[0], uppers[0]), (uppers[0], lowers[0])):
             total = self._sum_of_others(other, own, axis)
             ends.append(1 / (1 + total))
-        slack = _ulp(ends[0], 16 + 4 * lowers[0].shape[axis])
-        return (ends[0] * (1 - slack)).clamp(min=0), (ends[1] * (1 + slack)).clamp(max=1)
+        # exp multiplies the rounding of a difference of size d by d; a sum of exps is ruled by its largest.
+        size = torch.maximum(lowers[0].abs(), uppers[0].abs()).amax(axis, keepdim=True)
+        slack = _ulp(ends[0], 1) * (16 + 4 * lowers[0].shape[axis] + 2 * size)
+        tiny = torch.finfo(ends[0].dtype).tiny
+        low, high = ends[0] * (1 - slack) - tiny, ends[1] * (1 + slack) + tiny
+        return torch.nan_to_num(low, nan=0.0).clamp(min=0), torch.nan_to_num(high, nan=1.0).clamp(max=1)
 
     @staticmethod
     def _sum_of_others(other, own, axis):

@@ -28,6 +28,7 @@ class TwoPieces(Elementwise):
     """f(z) = left z for z <= 0, right z for z >= 0; convex when left <= right, else concave."""
 
     knobs = ("slope",)
+    splittable = True
 
     def slopes(self) -> tuple[float, float]:
         """(left, right)."""
@@ -64,7 +65,8 @@ class TwoPieces(Elementwise):
         f_low, f_high = self.eval(lower), self.eval(upper)
         stable = torch.where(upper > 0, torch.full_like(lower, right), torch.full_like(lower, left))
         t = knobs["slope"]
-        through_zero = torch.where(unstable, min(left, right) + t * abs(right - left), stable)
+        between = (min(left, right) + t * abs(right - left)).clamp(min(left, right), max(left, right))  # the sum rounds
+        through_zero = torch.where(unstable, between, stable)
         zero = torch.zeros_like(through_zero)
         width = torch.where(unstable, upper - lower, torch.ones_like(lower))
         slope = torch.where(unstable, (f_high - f_low) / width, stable)
@@ -169,13 +171,15 @@ class Clip(Elementwise):
         slack = margin(slope, lower, upper, torch.maximum(f_low.abs(), f_high.abs()))
         one, zero = torch.ones_like(lower), torch.zeros_like(lower)
         # Lower line: the chord where only the top is bent (concave), a line through (low, low) where the bottom is.
-        steep = torch.where(bent_high, (f_high - self.low) / torch.where(bent_low, upper - self.low, one), one)
+        # Not the infinities themselves: gradients of unused branches would become NaN.
+        end_low, end_high = (end if abs(end) < inf else 0.0 for end in (self.low, self.high))
+        steep = torch.where(bent_high, (f_high - end_low) / torch.where(bent_low, upper - end_low, one), one)
         low_slope = torch.where(bent_low, knobs["lower"] * steep, torch.where(bent_high, slope, identity.to(lower.dtype)))
         corner = torch.where(bent_low, one * self.low * (1 - low_slope) if self.low > -inf else zero, zero)
         flat = torch.where(identity, zero, f_low)
         low_bias = torch.where(bent_low, corner, torch.where(bent_high, down, flat))
         low_slack = margin(low_slope, lower, upper, f_low.abs() + low_bias.abs())
-        steep = torch.where(bent_low, (self.high - f_low) / torch.where(bent_high, self.high - lower, one), one)
+        steep = torch.where(bent_low, (end_high - f_low) / torch.where(bent_high, end_high - lower, one), one)
         up_slope = torch.where(bent_high, knobs["upper"] * steep, torch.where(bent_low, slope, identity.to(lower.dtype)))
         corner = torch.where(bent_high, one * self.high * (1 - up_slope) if self.high < inf else zero, zero)
         up_bias = torch.where(bent_high, corner, torch.where(bent_low, up, torch.where(identity, zero, f_high)))

@@ -27,7 +27,8 @@ class SShaped(Elementwise):
     def image(self, lower, upper):
         low, high = self.eval(lower), self.eval(upper)
         slack = _ulp(low, 8)
-        return (low - slack * low.abs()).clamp(min=self.low), (high + slack * high.abs()).clamp(max=self.high)
+        tiny = torch.finfo(low.dtype).tiny  # exp underflows far out, where f is not yet at its asymptote
+        return (low - slack * low.abs()).clamp(min=self.low), (high + slack * high.abs() + tiny).clamp(max=self.high)
 
     def initial(self, lower, upper):
         half = torch.full_like(lower, 0.5)
@@ -67,7 +68,9 @@ class SShaped(Elementwise):
         up_slope, up_bias = self._upper(lower, upper, knobs["upper"])
         # f(z) - f(0) is odd: a line below f on [l, u] is a mirrored line above f on [-u, -l].
         slope, bias = self._upper(-upper, -lower, knobs["lower"])
-        return Lines(slope, self.low + self.high - bias, up_slope, up_bias)
+        middle = self.low + self.high
+        rounding = 0.0 if middle == 0 else (middle + bias.abs()) * _ulp(bias, 1)
+        return Lines(slope, middle - bias - rounding, up_slope, up_bias)
 
     def parallel_slope(self, lower, upper):
         return torch.minimum(self.derivative(lower), self.derivative(upper))

@@ -9,8 +9,8 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import Arithmetic
-from absdom.domain import Constraints, Dual, InputBatch, NodeBounds, Place
-from absdom.errors import Deadline
+from absdom.domain import Constraints, Dual, InputBatch, NodeBounds, Place, SplitConstraint, no_nan
+from absdom.errors import Deadline, GraphError
 from absdom.ir.graph import Graph
 from absdom.ir.op import Affine, At, Input, Param
 from absdom.plan import memory
@@ -112,7 +112,8 @@ def propagate(context: Context, batch: InputBatch, clock: Clock = NEVER) -> dict
             if isinstance(context.graph.nodes[i].op, Input):
                 bounds[i] = NodeBounds(lowers[i], uppers[i])
             else:
-                bounds[i] = _forward(context, i, 0, bounds)
+                made = _forward(context, i, 0, bounds)
+                bounds[i] = replace(made, lower=no_nan(made.lower, -torch.inf), upper=no_nan(made.upper, torch.inf))
             for k, domain in enumerate(schedule.forwards[1:], 1):
                 if isinstance(context.graph.nodes[i].op, Input):
                     states[k, i] = domain.lift(lowers[i], uppers[i], arithmetic)
@@ -209,6 +210,13 @@ def sweep(
     `relaxations` caches what depends on bounds only. `trace`, if given, receives the rows at each node.
     """
     relaxations = {} if relaxations is None else relaxations
+    for constraint, _ in constraints.items:
+        outside = set(constraint.terms) - set(plan.nodes)
+        if outside and not isinstance(constraint, SplitConstraint):  # its constant would count without its terms
+            raise GraphError(
+                f"a constraint names the nodes {sorted(outside)}, which a sweep from node {plan.start} does not pass: "
+                "start the sweep at the latest node named"
+            )
     size = memory.chunk_rows(context.graph, plan.nodes, context.arithmetic.dtype.itemsize, context.arithmetic.device)
     whole = (context, plan, recipe, batch, bounds)
     if rows.count <= size or constraints.items or trace is not None:
@@ -254,7 +262,12 @@ def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constr
                 if arithmetic.charged:  # each addition of rows rounds
                     terms.append(-part.abs_dot(bounds[j].magnitude()) * arithmetic.gamma(1))
             pending[j] = part
-    terms += [t for constraint, m in constraints.items if (t := constraint.constant(rows, m)) is not None]
+    for constraint, multiplier in constraints.items:
+        constant = constraint.constant(rows, multiplier)
+        if constant is not None:
+            terms.append(constant)
+            if arithmetic.charged:
+                terms.append(-constraint.constant_size(rows, multiplier) * arithmetic.gamma(constraint.count + 4))
     terms.append(_support(graph, batch, at_inputs, rows, arithmetic))
     total = sum(terms[1:], terms[0])
     if arithmetic.charged:
@@ -279,8 +292,9 @@ def _inject(context, i, nu, rows, constraints, bounds, terms):
             before = nu
             nu = constraint.inject(i, nu, multiplier)
             if context.arithmetic.charged:
-                added = nu + before._with(-before.dense())
-                weight = nu.abs_dot(bounds[i].magnitude()) + added.abs_dot(bounds[i].magnitude())
+                # The products that are summed, not their sum: constraints may cancel.
+                added = constraint.inject_size(i, before._with(before.dense().abs()), multiplier)
+                weight = added.abs_dot(bounds[i].magnitude())
                 terms.append(-weight * context.arithmetic.gamma(constraint.count + 4))
     return nu
 
@@ -359,12 +373,12 @@ def row_bounds(
     """
     schedule, arithmetic = context.schedule, context.arithmetic
     target = bounds[schedule.target]
-    best = rows.dot_signed(target.lower, target.upper)
+    best = no_nan(rows.dot_signed(target.lower, target.upper), -torch.inf)
     if arithmetic.charged:
         best = best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(target.lower[0].numel())
     for recipe in schedule.duals:
         found = sweep(context, schedule.final, recipe, batch, bounds, rows, relaxations, clock=clock, **more)
-        best = found if more.get("trace") is not None else torch.maximum(best, found)
+        best = found if more.get("trace") is not None else torch.maximum(best, no_nan(found, -torch.inf))
     if arithmetic.charged:
         # The coefficients and d were rounded when they were read, and the sum rounds.
         best = best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(2) - (best.abs() + d.abs()) * arithmetic.gamma(2)

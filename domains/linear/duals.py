@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from absdom.domain import LayerDual
+from absdom.domains.interval import with_parameters
 from absdom.domains.linear.recipe import Linear
 from absdom.ir.op import Affine, Elementwise, Lines, Multivariate
 from absdom.ops.shape import lead
@@ -84,7 +85,7 @@ class MultivariateDual(LayerDual):
     """nu+ goes back through the lower plane, nu- through the upper one."""
 
     def relax(self, place, recipe):
-        bounds = [b for b in place.inputs if b is not None]
+        bounds = with_parameters(place.inputs, place.at, place.errors)
         lower, upper = place.op.planes([b.lower for b in bounds], [b.upper for b in bounds])
         charge = None
         if place.arithmetic.charged:
@@ -98,16 +99,22 @@ class MultivariateDual(LayerDual):
             if parts:
                 copies = max(1, *(place.at.output.numel // t.numel for t in place.at.inputs))
                 charge = charge + place.op.gather(parts) * arithmetic.gamma(16 + copies) + arithmetic.tiny
-        return lower, upper, charge
+        return lower, upper, charge, bounds
 
     def pull(self, nu, place, relaxation):
-        lower, upper, charge = relaxation
-        parts = tuple(
+        lower, upper, charge, bounds = relaxation
+        parts = [
             None if low is None else nu.spread(place.op, place.at, i, low, high)
             for i, (low, high) in enumerate(zip(lower.coefficients, upper.coefficients, strict=True))
-        )
+        ]
         constant = nu.dot_signed(lower.bias, upper.bias)
-        return parts, constant if charge is None else constant - nu.abs_dot(charge)
+        for part, bound, varying in zip(parts, bounds, place.at.varying, strict=True):
+            if part is not None and not varying:
+                constant = constant + part.dot_signed(bound.lower, bound.upper)
+                if charge is not None:
+                    constant = constant - part.abs_dot(bound.magnitude()) * place.arithmetic.gamma(bound.lower[0].numel())
+        kept = tuple(part for part, varying in zip(parts, place.at.varying, strict=True) if varying)
+        return kept, constant if charge is None else constant - nu.abs_dot(charge)
 
 
 register_rule(Linear, Affine)(AffineDual())

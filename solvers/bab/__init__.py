@@ -5,6 +5,7 @@ from __future__ import annotations
 from absdom import registry
 from absdom.registry import register_service
 from absdom.solvers.bab.input_split import InputSplit
+from absdom.solvers.bab.relu_split import relu_split, splittable
 
 FEW_INPUTS = 16
 
@@ -25,5 +26,7 @@ def bab(problem, confirm, clock, progress=None):
         def show(bounded, open_, least):
             progress(f"branch and bound: {bounded} leaves bounded, {open_} open, least bound {least:.4g}")
 
+    if free_inputs(problem) > FEW_INPUTS and splittable(problem):
+        return (*relu_split(problem, recipe, confirm, clock, show), "ReLU phases")
     search = InputSplit(problem, recipe, confirm, clock, show)
     return (*search.run(), "input split")
