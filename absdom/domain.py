@@ -203,6 +203,25 @@ class LayerDual:
         raise NotImplementedError(f"{type(self).__name__}.pull")
 
 
+class AffineDual(LayerDual):
+    """Affine ops are exact in every dual: part = W^T nu, term = <nu, b>."""
+
+    def relax(self, place, recipe):
+        return place.op.offset(place.at)
+
+    def pull(self, nu, place, relaxation):
+        parts = tuple(nu.pull(place.op, place.at, i) for i, varying in enumerate(place.at.varying) if varying)
+        constant = None if relaxation is None else nu.dot(relaxation)
+        if place.output.noise is None:
+            return parts, constant
+        # The noise covers each product of the offset; its sum over the node's elements is charged here.
+        noise = place.output.noise
+        if relaxation is not None:
+            noise = noise + relaxation.abs() * place.arithmetic.gamma(place.at.output.numel)
+        charge = nu.abs_dot(noise)
+        return parts, -charge if constant is None else constant - charge
+
+
 @dataclass(frozen=True)
 class Meet(Recipe):
     """Several recipes at once: every bound is the best of theirs."""

@@ -129,7 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _one_line(error: BaseException) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    """The text of an error; a list of several lines is joined: `head: first; second`."""
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()).replace(":; ", ": ")
 
 
 def _message(error: Exception) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from absdom.cli.records import Instance, Row
 from absdom.verdict import EXIT_CODE
 
-NOTE_LENGTH = 300
+NOTE_LENGTH = 1000
 
 
 class Runner:

@@ -9,7 +9,7 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import Arithmetic
-from absdom.domain import Constraints, Dual, InputBatch, NodeBounds, Place, SplitConstraint, no_nan
+from absdom.domain import AffineDual, Constraints, Dual, InputBatch, NodeBounds, Place, SplitConstraint, no_nan
 from absdom.errors import Deadline, GraphError
 from absdom.ir.graph import Graph
 from absdom.ir.op import Affine, At, Input, Param
@@ -19,6 +19,7 @@ from absdom.rows import Rows
 from absdom.types import Clock
 
 NEVER = Clock()
+AFFINE = AffineDual()
 
 
 @dataclass(eq=False)
@@ -195,7 +196,7 @@ def select(context: Context, stage: Tighten, bounds) -> tuple[torch.Tensor, torc
 def sweep(
     context: Context,
     plan: Sweep,
-    recipe: Dual,
+    recipe: Dual | None,
     batch: InputBatch,
     bounds: Mapping[int, NodeBounds],
     rows: Rows,
@@ -207,7 +208,7 @@ def sweep(
 ) -> torch.Tensor:
     """Lower bounds "R" of <row, z> at the plan's start over each row's box, in chunks of bounded size.
 
-    `relaxations` caches what depends on bounds only. `trace`, if given, receives the rows at each node.
+    Recipe None: rows pass affine ops only and end at the intervals of the others. `relaxations` caches what depends on bounds only. `trace`, if given, receives the rows at each node.
     """
     relaxations = {} if relaxations is None else relaxations
     for constraint, _ in constraints.items:
@@ -246,7 +247,10 @@ def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constr
             at_inputs[i] = nu
             continue
         place = _place(context, i, bounds, knobs.get(i, {}))
-        dual, _ = registry.find_rule(type(recipe), type(graph.nodes[i].op))
+        if recipe is None and not isinstance(place.op, Affine):
+            terms.append(_concretize(nu, bounds[i], arithmetic))
+            continue
+        dual = AFFINE if recipe is None else registry.find_rule(type(recipe), type(place.op))[0]
         key = (recipe, i)
         if key not in relaxations:
             relaxations[key] = dual.relax(place, recipe)
@@ -273,6 +277,14 @@ def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constr
     if arithmetic.charged:
         total = total - sum(t.abs() for t in terms) * arithmetic.gamma(len(terms)) - arithmetic.tiny
     return total
+
+
+def _concretize(nu: Rows, bounds: NodeBounds, arithmetic: Arithmetic) -> torch.Tensor:
+    """A lower bound of <nu, z> over the node's own interval."""
+    value = nu.dot_signed(bounds.lower, bounds.upper)
+    if arithmetic.charged:
+        value = value - nu.abs_dot(bounds.magnitude()) * arithmetic.gamma(bounds.lower[0].numel())
+    return value
 
 
 def _place(context: Context, i: int, bounds, knobs) -> Place:
@@ -367,15 +379,15 @@ def node_bounds(context: Context, batch: InputBatch) -> NodeBounds:
 def row_bounds(
     context: Context, batch: InputBatch, bounds, rows: Rows, d: torch.Tensor, relaxations=None, clock: Clock = NEVER, **more
 ) -> torch.Tensor:
-    """Lower bounds "R" of c.v + d at the target: the best of the interval there and of each final dual.
+    """Lower bounds "R" of c.v + d at the target: the best of the intervals and of each final dual.
+
+    The intervals are those in front of the last affine ops, which are merged into the rows (Gowal et al. 2018).
 
     With a `trace` (and one dual) the value is that of the traced plane alone.
     """
     schedule, arithmetic = context.schedule, context.arithmetic
     target = bounds[schedule.target]
-    best = no_nan(rows.dot_signed(target.lower, target.upper), -torch.inf)
-    if arithmetic.charged:
-        best = best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(target.lower[0].numel())
+    best = no_nan(sweep(context, schedule.final, None, batch, bounds, rows, relaxations, clock=clock), -torch.inf)
     for recipe in schedule.duals:
         found = sweep(context, schedule.final, recipe, batch, bounds, rows, relaxations, clock=clock, **more)
         best = found if more.get("trace") is not None else torch.maximum(best, no_nan(found, -torch.inf))

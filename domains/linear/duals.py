@@ -10,31 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from absdom.domain import LayerDual
+from absdom.domain import AffineDual, LayerDual
 from absdom.domains.interval import with_parameters
 from absdom.domains.linear.recipe import Linear
 from absdom.ir.op import Affine, Elementwise, Lines, Multivariate
 from absdom.ops.shape import lead
 from absdom.registry import register_rule
-
-
-class AffineDual(LayerDual):
-    """Exact: nu_in = W^T nu, term = <nu, b>."""
-
-    def relax(self, place, recipe):
-        return place.op.offset(place.at)
-
-    def pull(self, nu, place, relaxation):
-        parts = tuple(nu.pull(place.op, place.at, i) for i, varying in enumerate(place.at.varying) if varying)
-        constant = None if relaxation is None else nu.dot(relaxation)
-        if place.output.noise is None:
-            return parts, constant
-        # The noise covers each product of the offset; its sum over the node's elements is charged here.
-        noise = place.output.noise
-        if relaxation is not None:
-            noise = noise + relaxation.abs() * place.arithmetic.gamma(place.at.output.numel)
-        charge = nu.abs_dot(noise)
-        return parts, -charge if constant is None else constant - charge
 
 
 class ElementwiseLines(NamedTuple):

@@ -100,7 +100,7 @@ def test_weights_with_nan(tmp_path, write, capfd):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("(assert (or (>= Y_0 100) (<= Y_1 2))", ["p.vnnlib:20:", "'('"]),
+        ("(assert (or (>= Y_0 100) (<= Y_1 2))", ["p.vnnlib:22:1:", "'('"]),
         ("(assert (>= Y_0 100)))", ["p.vnnlib:22:22:", "')'"]),
         ("(assert (>= Y_7 100))", ["p.vnnlib:22:", "Y_7", "declared"]),
         ("(assert (>= Z 100))", ["Z", "declared"]),

@@ -1,0 +1,404 @@
+"""The laws that every op and every domain keeps: the functions that our own tests and a plug-in author's tests run.
+
+    from absdom import testing
+    testing.check_op(MyOp(), TensorType((1, 4), "float64"))          # one op in every recipe
+    testing.check_domain(MyDomain())                                 # one recipe on every op
+    testing.check_graph(graph, InputSet.box(lower, upper), recipe)   # a network
+
+Each raises LawBroken with the law, the recipe and the numbers. Bounds of charged float64 runs are compared with zero
+tolerance: what the comparison itself can round is enclosed by charged interval arithmetic at each single point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+
+from absdom import ops, registry
+from absdom.arithmetic import PROOF, SEARCH, Arithmetic
+from absdom.domain import InputBatch, NodeBounds, Recipe
+from absdom.ir.graph import Builder, Graph
+from absdom.ir.op import Affine, At, Composite, Elementwise, Input, Multivariate, Op, Param
+from absdom.passes import lower as lower_graph
+from absdom.plan import run
+from absdom.plan.planner import make_schedule
+from absdom.plan.recipes import parse_recipe
+from absdom.property import InputSet
+from absdom.types import TensorType
+
+FLOAT64 = Arithmetic(torch.float64)
+RECIPES = ("interval", "crown", "crown-ibp", "cap", "linear(slope=flat)", "cap & crown-ibp")
+
+
+class LawBroken(AssertionError):
+    """A law of the house does not hold."""
+
+
+def _demand(holds: bool, text: str) -> None:
+    if not holds:
+        raise LawBroken(text)
+
+
+def one_op(op: Op, *operands: TensorType | torch.Tensor) -> Graph:
+    """A network of one op: a TensorType is an input of the network, a tensor is a parameter."""
+    builder = Builder()
+    nodes = [
+        builder.param(o, f"p{k}") if isinstance(o, torch.Tensor) else builder.input(f"x{k}", o)
+        for k, o in enumerate(operands)
+    ]
+    return lower_graph(builder.finish([builder.add(op, *nodes)]))
+
+
+def bounds_of(graph: Graph, lower: torch.Tensor, upper: torch.Tensor, recipe, arithmetic: Arithmetic) -> NodeBounds:
+    """Bounds of the output of a lowered graph over boxes "B n", exactly as given: nothing is rounded outward."""
+    recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    context = run.prepare(make_schedule(graph, recipe), arithmetic)
+    batch = InputBatch(arithmetic.tensor(lower), arithmetic.tensor(upper), None, None, inf)
+    with torch.no_grad():
+        return run.node_bounds(context, batch)
+
+
+def enclose(graph: Graph, points: torch.Tensor) -> NodeBounds:
+    """What the outputs over the reals are at float64 points "B n": charged intervals that are a few roundings wide."""
+    return bounds_of(graph, points, points, "interval", PROOF)
+
+
+def sample(graph: Graph, lower: torch.Tensor, upper: torch.Tensor, count: int = 8, steps: int = 6, seed: int = 0):
+    """Points "B k n" of boxes "B n": corners, uniform ones, and the ends of a projected gradient walk per output."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes, n = lower.shape
+    share = torch.rand((boxes, count, n), generator=generator, dtype=lower.dtype)
+    share[:, : count // 2] = share[:, : count // 2].round()
+    share[:, 0], share[:, 1 % count] = 0, 1
+    points = lower[:, None] + share * (upper - lower)[:, None]
+    points = [torch.minimum(torch.maximum(points, lower[:, None]), upper[:, None])]
+    context = run.prepare(make_schedule(graph, parse_recipe("interval")), FLOAT64)
+    outputs = graph.nodes[graph.outputs[0]].type.numel
+    for k in range(min(outputs, 4)):
+        for direction in (-1, 1):
+            points.append(_walk(context, points[0][:, -1], lower, upper, k, direction, steps)[:, None])
+    return torch.cat(points, 1)
+
+
+def _walk(context, x, lower, upper, k, direction, steps):
+    size = (upper - lower) / 2
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        value = run.evaluate(context, x).flatten(1)[:, k].sum()
+        gradient = torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+        gradient = torch.zeros_like(x) if gradient is None else gradient.nan_to_num()
+        x = torch.minimum(torch.maximum(x.detach() + direction * size * gradient.sign(), lower), upper)
+        size = size * 0.6
+    return x.detach()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A lowered network with one output, and boxes "B n" (float64) of its flat inputs."""
+
+    name: str
+    graph: Graph
+    lower: torch.Tensor
+    upper: torch.Tensor
+
+    def on_points(self) -> Case:
+        """The same at the centre of each box."""
+        centre = self.lower / 2 + self.upper / 2
+        return Case(f"{self.name} at points", self.graph, centre, centre)
+
+    def half_flat(self) -> Case:
+        """Every second dimension has zero width."""
+        flat = torch.arange(self.lower.shape[1]) % 2 == 0
+        return Case(f"{self.name} half flat", self.graph, self.lower, torch.where(flat, self.lower, self.upper))
+
+
+def check_graph(graph: Graph, inputs: InputSet, recipe: Recipe | str, *, gradients: bool = False, seed: int = 0) -> None:
+    """All laws for a network on boxes."""
+    graph = lower_graph(graph)
+    case = Case("network", graph, torch.from_numpy(inputs.lower), torch.from_numpy(inputs.upper))
+    check_case(case, recipe, gradients=gradients, seed=seed)
+
+
+def check_case(case: Case, recipe: Recipe | str, *, gradients: bool = False, seed: int = 0) -> None:
+    """All laws for one recipe: on the boxes, on boxes with flat dimensions, and on points."""
+    for variant in (case, case.half_flat(), case.on_points()):
+        check_sound(variant, recipe, seed=seed)
+    check_exact_on_points(case.on_points(), recipe)
+    check_not_looser_than_interval(case, recipe)
+    check_batch(case, recipe)
+    if gradients:
+        check_gradients(case, recipe)
+
+
+def scale_of(case: Case) -> float:
+    """The largest absolute value that any node takes over the boxes, by intervals; at least the smallest normal one."""
+    context = run.prepare(make_schedule(case.graph, parse_recipe("interval")), FLOAT64)
+    with torch.no_grad():
+        bounds = run.propagate(context, InputBatch(case.lower, case.upper, None, None, inf))
+    values = torch.cat([b.magnitude().flatten() for b in bounds.values()])
+    values = torch.cat([values, *(t.abs().max().double()[None] for t in case.graph.params.values() if t.numel())])
+    finite = values[values.isfinite()]
+    return max(float(finite.max()) if len(finite) else 1.0, 1e-300)
+
+
+def check_sound(case: Case, recipe: Recipe | str, *, seed: int = 0) -> None:
+    """Sampled and attacked outputs lie inside the bounds: charged float64 ones exactly, float32 ones up to rounding."""
+    points = sample(case.graph, case.lower, case.upper, seed=seed)
+    boxes, count, n = points.shape
+    real = enclose(case.graph, points.reshape(-1, n))
+    low, high = (t.reshape(boxes, count, -1) for t in (real.lower, real.upper))
+    slack = 1e-4 * scale_of(case)
+    for arithmetic, allowed in ((PROOF, 0.0), (SEARCH, slack)):
+        found = bounds_of(case.graph, case.lower, case.upper, recipe, arithmetic)
+        for side, bad in (
+            ("lower", found.lower.double().flatten(1)[:, None] - allowed > high),
+            ("upper", found.upper.double().flatten(1)[:, None] + allowed < low),
+        ):
+            if bad.any():
+                b, k, j = bad.nonzero()[0].tolist()
+                bound = getattr(found, side).flatten(1)[b, j].item()
+                raise LawBroken(
+                    f"unsound: {case.name}, {recipe}, {'charged ' if arithmetic.charged else ''}{arithmetic.dtype}: "
+                    f"the {side} bound {bound!r} of output {j} in box {b} is passed at {points[b, k].tolist()}, "
+                    f"where the output lies in [{low[b, k, j].item()!r}, {high[b, k, j].item()!r}]"
+                )
+
+
+def check_exact_on_points(case: Case, recipe: Recipe | str) -> None:
+    """Bounds over a point are the value there, up to rounding."""
+    context = run.prepare(make_schedule(case.graph, parse_recipe("interval")), FLOAT64)
+    value = run.evaluate(context, case.lower).detach()
+    found = bounds_of(case.graph, case.lower, case.upper, recipe, FLOAT64)
+    slack = 1e-9 * scale_of(case)
+    for side in ("lower", "upper"):
+        distance = (getattr(found, side) - value).abs().max().item()
+        _demand(distance <= slack, f"not exact on points: {case.name}, {recipe}: the {side} bound is {distance} off")
+
+
+def check_not_looser_than_interval(case: Case, recipe: Recipe | str) -> None:
+    """The meet of any recipe with intervals is no looser than intervals."""
+    recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    base = parse_recipe("interval")
+    plain = bounds_of(case.graph, case.lower, case.upper, base, FLOAT64)
+    met = bounds_of(case.graph, case.lower, case.upper, base & recipe, FLOAT64)
+    slack = 1e-12 * scale_of(case)
+    good = (met.lower >= plain.lower - slack).all() and (met.upper <= plain.upper + slack).all()
+    _demand(bool(good), f"looser than interval: {case.name}, {recipe}")
+
+
+def check_batch(case: Case, recipe: Recipe | str) -> None:
+    """Each box of a batch gets the bounds that it gets alone."""
+    together = bounds_of(case.graph, case.lower, case.upper, recipe, FLOAT64)
+    slack = 1e-9 * scale_of(case)
+    for b in range(len(case.lower)):
+        alone = bounds_of(case.graph, case.lower[b : b + 1], case.upper[b : b + 1], recipe, FLOAT64)
+        for side in ("lower", "upper"):
+            one, two = getattr(together, side)[b], getattr(alone, side)[0]
+            same = (one == two) | ((one - two).abs() <= slack)
+            _demand(bool(same.all()), f"box {b} of a batch has another {side} bound than alone: {case.name}, {recipe}")
+
+
+def check_gradients(case: Case, recipe: Recipe | str) -> None:
+    """Bounds are differentiable in the box and in the weights: gradcheck in float64."""
+    recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
+    schedule = make_schedule(case.graph, recipe)
+    labels = [k for k, t in case.graph.params.items() if t.is_floating_point()]
+
+    def function(lower, upper, *params):
+        weights = {**case.graph.params, **dict(zip(labels, params, strict=True))}
+        found = run.node_bounds(
+            run.prepare(schedule, FLOAT64, weights), InputBatch(lower, upper, None, None, inf)
+        )
+        return found.lower, found.upper
+
+    arguments = [case.lower, case.upper, *(case.graph.params[k].double() for k in labels)]
+    arguments = [a.detach().clone().requires_grad_() for a in arguments]
+    try:
+        good = torch.autograd.gradcheck(function, arguments, eps=1e-7, atol=1e-4, rtol=1e-3, raise_exception=True)
+    except RuntimeError as error:
+        raise LawBroken(f"gradcheck fails: {case.name}, {recipe}: {error}") from None
+    _demand(good, f"gradcheck fails: {case.name}, {recipe}")
+
+
+def check_adjoint(graph: Graph, *, rows: int = 3, seed: int = 0) -> int:
+    """Every affine node with a varying operand: transposes, one-hot transposes, `absolute` and `offset` agree with `eval`.
+
+    Gives back how many operands were checked.
+    """
+    graph = lower_graph(graph)
+    context = run.prepare(make_schedule(graph, parse_recipe("interval")), FLOAT64)
+    generator, checked = torch.Generator().manual_seed(seed), 0
+    for i in context.schedule.final.nodes:
+        if isinstance(graph.nodes[i].op, Affine):
+            for index in graph.varying_inputs(i):
+                _check_operand(graph.nodes[i].op, context.at(i), index, rows, generator)
+                checked += 1
+    return checked
+
+
+def _check_operand(op: Affine, at: At, index: int, rows: int, generator) -> None:
+    where = f"{op.name} {op.attributes()}, operand {index} of types {', '.join(map(str, at.inputs))}"
+    shape = at.inputs[index].shape
+
+    def random(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    def linear(z):
+        values = [z if k == index else z.new_zeros((len(z), *t.shape)) for k, t in enumerate(at.inputs)]
+        return op.linear(at, values)
+
+    nu = random(rows, *at.output.shape)
+    x = random(rows, *shape).requires_grad_()
+    image = linear(x)
+    expected = torch.autograd.grad((image * nu).sum(), x)[0]
+    pulled = op.transpose(nu, at, index)
+    slack = 1e-12 * (1 + float(expected.abs().max()))
+    _demand(pulled.shape == expected.shape, f"the transpose has shape {tuple(pulled.shape)}: {where}")
+    _demand(bool(((pulled - expected).abs() <= slack).all()), f"the transpose is not the adjoint of eval: {where}")
+    left, right = (nu * image).flatten(1).sum(1), (pulled * x).flatten(1).sum(1)
+    size = (nu * image).abs().flatten(1).sum(1) + (pulled * x).abs().flatten(1).sum(1) + 1e-300
+    _demand(bool(((left - right).abs() <= 1e-11 * size).all()), f"<nu, A x> is not <A^T nu, x>: {where}")
+    numel = at.output.numel
+    every = torch.eye(numel, dtype=torch.float64).reshape(numel, *at.output.shape)
+    matrix = op.transpose(every, at, index).reshape(numel, -1)  # A, row by row
+    position = torch.randint(numel, (2 * rows,), generator=generator)
+    sign = torch.randint(2, (2 * rows,), generator=generator).double() * 2 - 1
+    short = op.transpose_onehot(position, sign, at, index)
+    if isinstance(short, tuple):
+        place, value = short
+        dense = torch.zeros((2 * rows, matrix.shape[1]), dtype=torch.float64)
+        short = dense.scatter(1, place[:, None], value[:, None])
+    if short is not None:
+        wanted = matrix[position] * sign[:, None]
+        _demand(bool(torch.equal(short.reshape(wanted.shape), wanted)), f"transpose_onehot differs from transpose: {where}")
+    z = x.detach().abs()
+    values = [z if k == index else z.new_zeros((rows, *t.shape)) for k, t in enumerate(at.inputs)]
+    absolute = op.absolute(at, values).flatten(1)
+    wanted = z.flatten(1) @ matrix.abs().mT
+    _demand(bool(((absolute - wanted).abs() <= 1e-11 * (1 + wanted)).all()), f"`absolute` is not |A| z: {where}")
+    zeros = [p if p is not None else torch.zeros((1, *t.shape), dtype=torch.float64)
+             for p, t in zip(at.params, at.inputs, strict=True)]  # fmt: skip
+    constant, offset = op.eval(*zeros), op.offset(at)
+    offset = torch.zeros_like(constant) if offset is None else offset
+    _demand(bool(torch.equal(offset.expand_as(constant), constant)), f"`offset` is not eval at zero: {where}")
+
+
+def check_op(
+    op: Op,
+    *operands: TensorType | torch.Tensor,
+    low: float = -1.0,
+    high: float = 1.5,
+    recipes: Sequence[Recipe | str] = RECIPES,
+    gradients: bool = False,
+    seed: int = 0,
+) -> None:
+    """All laws for one op, alone in a network, in each recipe. A TensorType is a varying operand, a tensor a parameter."""
+    case = make_case(op.name, one_op(op, *operands), low, high, seed)
+    check_adjoint(case.graph, seed=seed)
+    for recipe in recipes:
+        check_case(case, recipe, gradients=gradients, seed=seed)
+
+
+def check_domain(recipe: Recipe | str, cases: Sequence[Case] | None = None, *, gradients: bool = False) -> None:
+    """All laws for one recipe, on the given cases or on one network per shipped op."""
+    for case in cases if cases is not None else standard_cases():
+        check_case(case, recipe, gradients=gradients and case.name not in NOT_SMOOTH)
+
+
+NOT_SMOOTH = ("Sign",)  # bounds that jump
+
+
+def make_case(name: str, graph: Graph, low: float, high: float, seed: int = 0, boxes: int = 3) -> Case:
+    """Boxes inside [low, high], different ones, around a graph."""
+    generator = torch.Generator().manual_seed(seed)
+    n = sum(graph.nodes[i].type.numel for i in graph.inputs)
+    ends = low + (high - low) * torch.rand((2, boxes, n), generator=generator, dtype=torch.float64)
+    return Case(name, lower_graph(graph), ends.amin(0), ends.amax(0))
+
+
+def standard_cases() -> Iterator[Case]:
+    """One small network per shipped op; in each, a dense layer stands in front and behind, as in real networks."""
+    generator = torch.Generator().manual_seed(7)
+
+    def weights(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64) / 2
+
+    for name, op, shape, operands, positive in _examples(weights):
+        builder = Builder()
+        n = 5
+        x = builder.input("x", TensorType((1, n), "float64"))
+        numel = TensorType(shape).numel
+        hidden = builder.add(ops.MatMul(), x, builder.param(weights(n, numel), "w"))
+        value = builder.add(ops.Reshape(shape), hidden)
+        if positive:  # away from zero
+            value = builder.add(ops.Add(), builder.add(ops.Abs(), value), builder.param(weights(1).abs() + 0.5, "shift"))
+        nodes = []
+        for k, operand in enumerate(operands):
+            match operand:
+                case torch.Tensor():
+                    nodes.append(builder.param(operand, f"p{k}"))
+                case "x":
+                    nodes.append(value)
+                case "other":
+                    nodes.append(builder.add(ops.Reshape(shape), builder.add(ops.MatMul(), x, builder.param(weights(n, numel), "v"))))
+        out = builder.add(op, *nodes)
+        flat = builder.add(ops.Reshape((1, builder.type(out).numel)), out)
+        out = builder.add(ops.MatMul(), flat, builder.param(weights(builder.type(flat).numel, 2), "last"))
+        yield make_case(name, builder.finish([out]), -1.0, 1.5)
+
+
+def _examples(weights) -> Iterator[tuple[str, Op, tuple[int, ...], tuple, bool]]:
+    """(name, op, shape of its operand, operands, whether the operand is positive): one per registered op."""
+    table = {
+        "Add": (ops.Add(), (1, 3), ("x", "other")),
+        "Sub": (ops.Sub(), (1, 3), ("x", "other")),
+        "Neg": (ops.Neg(), (1, 3), ("x",)),
+        "Scale": (ops.Scale(), (1, 3), ("x", weights(3))),
+        "Divide": (ops.Divide(), (1, 3), ("x", weights(3).abs() + 0.5)),
+        "Mul": (ops.Mul(), (1, 3), (weights(2, 3), "x")),
+        "Div": (ops.Div(), (1, 3), (weights(3), "x")),
+        "ReduceSum": (ops.ReduceSum((1,)), (1, 3, 2), ("x",)),
+        "MatMul": (ops.MatMul(), (2, 3), ("x", weights(3, 2))),
+        "Linear": (ops.Linear(), (1, 2, 3), ("x", weights(2, 3, 2), weights(2))),
+        "LinearLeft": (ops.LinearLeft(), (3, 2), (weights(2, 2, 3), "x")),
+        "Conv": (ops.Conv((2, 1), (1, 2), 2, (1, 0), (0, 1)), (1, 2, 4, 3), ("x", weights(2, 1, 3, 2), weights(2))),
+        "Concat": (ops.Concat(1), (1, 3), ("x", weights(1, 2), "other")),
+        "Slice": (ops.Slice(1, 1, 5, 2), (1, 5), ("x",)),
+        "Take": (ops.Take(1, (2, 0, 2)), (1, 3), ("x",)),
+        "Pad": (ops.Pad((0, 1), (0, 2)), (1, 3), ("x",)),
+        "Expand": (ops.Expand((2, 3)), (1, 3), ("x",)),
+        "Permute": (ops.Permute((0, 2, 1)), (1, 2, 3), ("x",)),
+        "Reshape": (ops.Reshape((2, 3)), (1, 6), ("x",)),
+        "Relu": (ops.Relu(), (1, 4), ("x",)),
+        "LeakyRelu": (ops.LeakyRelu(0.1), (1, 4), ("x",)),
+        "Abs": (ops.Abs(), (1, 4), ("x",)),
+        "Clip": (ops.Clip(-0.3, 0.4), (1, 4), ("x",)),
+        "Sign": (ops.Sign(), (1, 4), ("x",)),
+        "Sigmoid": (ops.Sigmoid(), (1, 4), ("x",)),
+        "Tanh": (ops.Tanh(), (1, 4), ("x",)),
+        "Sqrt": (ops.Sqrt(), (1, 4), ("x",)),
+        "Product": (ops.Product(), (1, 3), ("x", "other")),
+        "Quotient": (ops.Quotient(), (1, 3), ("other", "x")),
+        "MatrixProduct": (ops.MatrixProduct(), (2, 2), ("x", "other")),
+        "ReduceMax": (ops.ReduceMax(1), (1, 4), ("x",)),
+        "Softmax": (ops.Softmax(1), (1, 3), ("x",)),
+        "MaxPool": (ops.MaxPool((2, 2), (1, 2), (1, 1), (1, 0), (0, 1)), (1, 1, 3, 3), ("x",)),
+        "AveragePool": (ops.AveragePool((2, 2), (2, 1), (1, 1), (0, 1), (1, 0)), (1, 2, 3, 2), ("x",)),
+        "ReduceMean": (ops.ReduceMean((1,)), (1, 3, 2), ("x",)),
+        "BatchNorm": (ops.BatchNorm(1e-3), (1, 2, 2), ("x", *(weights(2) for _ in range(3)), weights(2).abs())),
+    }
+    for name, (op, shape, operands) in table.items():
+        yield name, op, shape, operands, name in ("Div", "Quotient", "Sqrt")
+
+
+def ops_without_example() -> set[str]:
+    """Registered ops that no standard case holds (those of plug-ins)."""
+    shown = {case.name for case in standard_cases()}
+    return {
+        name
+        for name, op in registry.ops().items()
+        if name not in shown and not issubclass(op, (Input, Param)) and issubclass(op, (Affine, Elementwise, Multivariate, Composite, Op))
+    }
