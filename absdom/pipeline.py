@@ -1,6 +1,6 @@
 """`absdom verify` as one forward fold: each stage closes clauses or finds a witness; nothing goes back.
 
-    attack -> interval -> linear -> attack (from the linear bound's worst points) -> branch and bound
+    interval -> attack -> linear -> attack -> branch and bound
 """
 
 from __future__ import annotations
@@ -112,12 +112,13 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
     def bounding(name, recipe):
         return name, lambda problem: (recipe_stage(problem, recipe, clock), None, "")
 
+    if options.recipe is None:
+        yield bounding("interval", recipes["ibp"]())  # costs as much as a few evaluations
     if options.attack:
         yield attacking("attack", "quick")
     if options.recipe is not None:
         yield bounding(options.method, options.recipe)
         return
-    yield bounding("interval", recipes["ibp"]())
     yield bounding("linear", recipes["crown"]())
     if options.attack:
         yield attacking("attack-long", "long")
@@ -141,8 +142,12 @@ def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log)
         verdict, reason = "timeout", f"{len(problem.open)} of {len(problem.closed)} clauses open at the deadline"
     else:
         verdict, reason = "unknown", f"the method left {len(problem.open)} of {len(problem.closed)} clauses open"
-    lower = problem.lower[problem.closed] if problem.solved else np.append(problem.lower[problem.open], log.least)
-    finite = lower[np.isfinite(lower)]
+    if problem.solved:
+        known = problem.lower[np.isfinite(problem.lower)]  # clauses that a search closed have no bound of their own
+    else:
+        estimate = np.full(len(problem.closed), -np.inf)
+        np.maximum.at(estimate, problem.property.spec.clause, problem.search_lower)
+        known = np.array([max(np.fmax(problem.lower, estimate)[problem.open].min(), log.least if np.isfinite(log.least) else -np.inf)])
     return Result(
         verdict=verdict,
         guarantee=GUARANTEE,
@@ -150,7 +155,7 @@ def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log)
         method=options.method,
         stages=tuple(log.stages),
         leaves=log.leaves,
-        best_bound=float(finite.max() if not problem.solved and len(finite) else finite.min()) if len(finite) else None,
+        best_bound=float(known.min()) if len(known) and np.isfinite(known.min()) else None,
         clauses=len(problem.closed),
         clauses_open=len(problem.open),
         witness=witness,

@@ -83,6 +83,8 @@ def _story(result) -> str:
 def _witness(witness) -> list[str]:
     where = ", ".join(map(str, witness.clauses))
     lines = [f"witness (clause {where}; outputs by {witness.judge}):"]
+    if witness.moved:
+        lines.append(f"  {witness.moved} inputs have no float32 number in their interval: the nearest one is shown")
     if len(witness.x) + len(witness.y) > SHOWN_VALUES:
         return [*lines, f"  {len(witness.x)} inputs, {len(witness.y)} outputs: write them with --counterexample FILE"]
     return [*lines, *(f"  {line}" for line in witness.text().rstrip().splitlines())]

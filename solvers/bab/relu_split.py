@@ -107,15 +107,17 @@ class ReluSplit:
                 leaves = leaves.join(roots.take(slice(part, None)))
                 break
             leaves = leaves.join(self._bound(roots.take(slice(part, part + size)), ROOT_STEPS))
+        stuck = leaves.take(slice(0, 0))  # every neuron is fixed, and the bound is still not positive
         while len(leaves) and self.witness is None and not self.clock.passed():
             order = leaves.value.argsort(stable=True)
-            children = self._split(leaves.take(order[: max(1, size // 2)]), size)
-            rest = leaves.take(order[max(1, size // 2) :])
-            if children is None:
-                break
-            leaves = rest.join(self._bound(children, STEPS))
+            chosen, rest = leaves.take(order[: max(1, size // 2)]), leaves.take(order[max(1, size // 2) :])
+            fixed = (chosen.score > 0).sum(1) == 0
+            stuck = stuck.join(chosen.take(fixed))
+            chosen = chosen.take(~fixed)
+            leaves = rest if len(chosen) == 0 else rest.join(self._bound(self._split(chosen, size), STEPS))
             if self.progress is not None:
                 self.progress(self.bounded, len(leaves), float(leaves.value.min()) if len(leaves) else np.inf)
+        leaves = leaves.join(stuck)
         closed = np.setdiff1d(clauses, leaves.clause.numpy()) if self.witness is None else clauses[:0]
         return closed, float(leaves.value.min()) if len(leaves) else np.inf
 
@@ -133,11 +135,8 @@ class ReluSplit:
         by_bytes = memory.CHUNK_BYTES // memory.box_bytes(self.graph, 8)
         return int(np.clip(min(rows // (2 * per_leaf), by_bytes), 2, LARGEST_BATCH))
 
-    def _split(self, leaves: Leaves, size: int) -> Leaves | None:
+    def _split(self, leaves: Leaves, size: int) -> Leaves:
         """Fix the phase of each leaf's most promising neurons, so many that the children fill a batch."""
-        stuck = leaves.score.amax(1) <= 0 if self.neurons else torch.ones(len(leaves), dtype=torch.bool)
-        if bool(stuck.any()):
-            return None  # every neuron of a leaf is fixed and its bound is still not positive
         depth = 1
         while len(leaves) * 2 ** (depth + 1) <= size and bool(((leaves.score > 0).sum(1) > depth).all()):
             depth += 1
