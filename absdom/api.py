@@ -115,8 +115,9 @@ class GraphJudge:
         self._context = run.prepare(make_schedule(problem_graph, recipe), SEARCH)
 
     def run(self, x: np.ndarray) -> np.ndarray:
+        """Flat outputs "m" of one flat input "n"."""
         with torch.no_grad():
-            return run.evaluate(self._context, torch.from_numpy(x.reshape(1, -1))).numpy()
+            return run.evaluate(self._context, torch.from_numpy(x.reshape(1, -1))).numpy().ravel()
 
 
 def read_task(model, prop, check: bool = True) -> Task:

@@ -40,12 +40,13 @@ class Product(Multivariate):
     def planes(self, lowers, uppers):
         rank = max(t.dim() for t in lowers) - 1
         (al, bl), (au, bu) = [lead(t, rank) for t in lowers], [lead(t, rank) for t in uppers]
-        # x y >= bl x + al y - al bl and x y >= bu x + au y - au bu; the one that is tighter at the centre.
-        def gap(p, q, sign):
-            return sign * (q * (al + au) / 2 + p * (bl + bu) / 2 - p * q)
+        # x y >= bl x + al y - al bl and x y >= bu x + au y - au bu. At the centre both have one value, always; the one
+        # that is flatter over the box reaches further there. (Near ties go one way, so that rounding picks nothing.)
+        def reach_of(p, q):
+            return q.abs() * (au - al) + p.abs() * (bu - bl)
 
         def plane(first, second, sign):
-            pick = gap(*first, sign) >= gap(*second, sign)
+            pick = reach_of(*first) <= reach_of(*second) * (1 + 1e-5)
             p, q = (torch.where(pick, x, y) for x, y in zip(first, second, strict=True))
             reach = [torch.maximum(low.abs(), high.abs()) for low, high in ((al, au), (bl, bu))]
             slack = (q.abs() * reach[0] + p.abs() * reach[1] + (p * q).abs()) * _ulp(p, 8) + torch.finfo(p.dtype).tiny

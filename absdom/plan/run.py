@@ -311,14 +311,19 @@ def _inject(context, i, nu, rows, constraints, bounds, terms):
     return nu
 
 
+def input_slopes(graph: Graph, at_inputs: Mapping[int, Rows], rows: Rows) -> torch.Tensor:
+    """The rows at the network inputs, flat and side by side, "R n"; zero where none arrived."""
+    parts = [
+        at_inputs[i].dense().flatten(1)
+        if i in at_inputs
+        else rows.dense().new_zeros((rows.count, graph.nodes[i].type.numel))
+        for i in graph.inputs
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
 def _support(graph: Graph, batch: InputBatch, at_inputs, rows: Rows, arithmetic) -> torch.Tensor:
-    parts = []
-    for i in graph.inputs:
-        if i in at_inputs:
-            parts.append(at_inputs[i].dense().flatten(1))
-        else:
-            parts.append(batch.lower.new_zeros((rows.count, graph.nodes[i].type.numel)))
-    flat = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    flat = input_slopes(graph, at_inputs, rows)
     nu = replace(rows, shape=(flat.shape[1],), dense_data=flat, position=None, sign=None)
     return batch.support(nu, arithmetic)
 
@@ -351,11 +356,7 @@ def sensitivity(context: Context, bounds, rows: Rows, relaxations: Mapping) -> t
             if part is not None:
                 j = graph.nodes[i].inputs[position]
                 pending[j] = pending[j] + part if j in pending else part
-    found = [
-        pending[i].dense().flatten(1) if i in pending else rows.dense().new_zeros((rows.count, graph.nodes[i].type.numel))
-        for i in graph.inputs
-    ]
-    return torch.cat(found, 1)
+    return input_slopes(graph, pending, rows)
 
 
 def node_bounds(context: Context, batch: InputBatch) -> NodeBounds:

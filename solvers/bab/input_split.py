@@ -153,12 +153,7 @@ class InputSplit:
             d = arithmetic.tensor(self.spec.d[row])
             value = run.row_bounds(context, batch, bounds, rows, d, relaxations, trace=seen)
             steep = run.sensitivity(context, bounds, rows, relaxations).cpu().numpy()
-            graph = context.graph
-            parts = [
-                seen[i].dense().flatten(1) if i in seen else C.new_zeros((len(row), graph.nodes[i].type.numel))
-                for i in graph.inputs
-            ]
-            slopes = torch.cat(parts, 1).cpu().numpy()
+            slopes = run.input_slopes(context.graph, seen, rows).cpu().numpy()
         points = np.where(slopes > 0, leaves.lower[leaf], leaves.upper[leaf])
         return value.cpu().numpy(), slopes, steep, points
 

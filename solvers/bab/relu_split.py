@@ -22,6 +22,7 @@ from absdom.plan import memory, run
 from absdom.problem import Problem
 from absdom.rows import Rows
 from absdom.solvers.ascent import ascend
+from absdom.solvers.bab.leaf_lp import close_leaf
 from absdom.types import Clock
 from absdom.verdict import Witness
 
@@ -70,7 +71,7 @@ class ReluSplit:
         self.witness: Witness | None = None
         self.search = problem.engine.context(recipe, SEARCH)
         self.proof = problem.engine.context(recipe, PROOF)
-        self.graph = self.search.graph
+        self.graph, self.device = self.search.graph, self.search.arithmetic.device
         inputs = problem.property.inputs.select([box])
         self.batch = {c: InputBatch.of(inputs, c.arithmetic) for c in (self.search, self.proof)}
         with torch.no_grad():
@@ -95,10 +96,11 @@ class ReluSplit:
         """(clauses of this box that were refuted, least value of an open leaf)."""
         clauses = np.flatnonzero((self.spec.box == self.box) & ~self.problem.closed)
         count = len(clauses)
-        blank = torch.zeros(count, self.neurons)
+        blank = torch.zeros(count, self.neurons, device=self.device)
         roots = Leaves(
-            torch.as_tensor(clauses), blank.to(torch.int8), self._adaptive().expand(count, -1).half(), blank.half(),
-            blank.half(), torch.full((count,), -torch.inf),
+            torch.as_tensor(clauses, device=self.device), blank.to(torch.int8),
+            self._adaptive().expand(count, -1).half(), blank.half(), blank.half(),
+            torch.full((count,), -torch.inf, device=self.device),
         )  # fmt: skip
         size = self._batch_size()
         leaves = roots.take(slice(0, 0))
@@ -107,18 +109,21 @@ class ReluSplit:
                 leaves = leaves.join(roots.take(slice(part, None)))
                 break
             leaves = leaves.join(self._bound(roots.take(slice(part, part + size)), ROOT_STEPS))
-        stuck = leaves.take(slice(0, 0))  # every neuron is fixed, and the bound is still not positive
+        stuck = leaves.take(slice(0, 0))  # every neuron is fixed, and not even the leaf's LP proves it
         while len(leaves) and self.witness is None and not self.clock.passed():
             order = leaves.value.argsort(stable=True)
             chosen, rest = leaves.take(order[: max(1, size // 2)]), leaves.take(order[max(1, size // 2) :])
             fixed = (chosen.score > 0).sum(1) == 0
-            stuck = stuck.join(chosen.take(fixed))
+            for k in torch.nonzero(fixed).flatten().tolist():
+                leaf = chosen.take(slice(k, k + 1))
+                if not close_leaf(self, leaf):
+                    stuck = stuck.join(leaf)
             chosen = chosen.take(~fixed)
             leaves = rest if len(chosen) == 0 else rest.join(self._bound(self._split(chosen, size), STEPS))
             if self.progress is not None:
                 self.progress(self.bounded, len(leaves), float(leaves.value.min()) if len(leaves) else np.inf)
         leaves = leaves.join(stuck)
-        closed = np.setdiff1d(clauses, leaves.clause.numpy()) if self.witness is None else clauses[:0]
+        closed = np.setdiff1d(clauses, leaves.clause.cpu().numpy()) if self.witness is None else clauses[:0]
         return closed, float(leaves.value.min()) if len(leaves) else np.inf
 
     def _adaptive(self) -> torch.Tensor:
@@ -126,7 +131,7 @@ class ReluSplit:
         for i, source, position, _ in self.readers:
             b = self.root[self.search][source]
             parts.append(self.graph.nodes[i].op.initial(b.lower, b.upper)["slope"].flatten()[position])
-        return torch.cat(parts)[None] if parts else torch.zeros(1, 0)
+        return torch.cat(parts)[None] if parts else torch.zeros(1, 0, device=self.device)
 
     def _batch_size(self) -> int:
         nodes = self.search.schedule.final.nodes
@@ -142,7 +147,7 @@ class ReluSplit:
             depth += 1
         for _ in range(depth):
             pick = leaves.score.argmax(1)
-            rows = torch.arange(len(leaves))
+            rows = torch.arange(len(leaves), device=self.device)
             halves = []
             for phase in (-1, 1):
                 half = leaves.take(rows)
@@ -152,7 +157,7 @@ class ReluSplit:
             leaves = halves[0].join(halves[1])
         return leaves
 
-    def _bounds(self, context, phase: torch.Tensor) -> dict[int, NodeBounds]:
+    def bounds(self, context, phase: torch.Tensor) -> dict[int, NodeBounds]:
         """The root's bounds with the ends of split neurons at 0: "N *n" at the inputs of readers, "1 *n" elsewhere."""
         bounds = dict(self.root[context])
         for _, source, position, start in self.readers:
@@ -166,22 +171,28 @@ class ReluSplit:
             bounds[source] = replace(base, lower=lower.reshape(shape), upper=upper.reshape(shape))
         return bounds
 
-    def _sweep(self, context, leaves: Leaves, slope, beta, bounds, trace=None) -> torch.Tensor:
-        """Per leaf the best lower bound over the rows of its clause; knobs "N U" in the context's arithmetic."""
+    def knobs(self, context, leaves: Leaves, slope, beta, bounds):
+        """Slopes and multipliers "N U" as knobs per node, and as (constraint, multiplier "N *n") pairs."""
         dtype = context.arithmetic.dtype
         knobs, items = {}, []
         for i, source, position, start in self.readers:
             shape = bounds[source].lower.shape
             here = slice(start, start + len(position))
-            full = torch.zeros(len(leaves), shape[1:].numel(), dtype=dtype)
+            full = torch.zeros(len(leaves), shape[1:].numel(), dtype=dtype, device=self.device)
             knobs[i] = {"slope": full.index_copy(1, position, slope[:, here]).reshape(shape)}
             signs = full.index_copy(1, position, -leaves.phase[:, here].to(dtype)).reshape(shape)
             force = full.index_copy(1, position, beta[:, here]).reshape(shape)
             items.append((SplitConstraint(source, signs), force))
-        row, leaf = self._rows(leaves)
+        return knobs, items
+
+    def _sweep(self, context, leaves: Leaves, slope, beta, bounds, trace=None) -> torch.Tensor:
+        """Per leaf the best lower bound over the rows of its clause; knobs "N U" in the context's arithmetic."""
+        dtype = context.arithmetic.dtype
+        knobs, items = self.knobs(context, leaves, slope, beta, bounds)
+        row, leaf = self.rows(leaves)
         C = context.arithmetic.tensor(self.spec.C[row].toarray())
         d = context.arithmetic.tensor(self.spec.d[row])
-        at = torch.as_tensor(leaf)
+        at = torch.as_tensor(leaf, device=self.device)
         plain = len(row) == len(leaves)
         rows = Rows.dense_rows(C, len(leaves), None if plain else at)
         items = [(constraint, force if plain else force[at]) for constraint, force in items]
@@ -189,21 +200,22 @@ class ReluSplit:
             context, self.batch[context], bounds, rows, d, None,
             constraints=Constraints.of(*items), knobs=knobs, trace=trace,
         )  # fmt: skip
-        strict = torch.as_tensor(self.spec.strict[row])
+        strict = torch.as_tensor(self.spec.strict[row], device=self.device)
         value = torch.where(strict & (value == 0), torch.finfo(dtype).tiny, value)
-        return value if plain else torch.full((len(leaves),), -torch.inf, dtype=dtype).scatter_reduce(0, at, value, "amax")
+        return value if plain else value.new_full((len(leaves),), -torch.inf).scatter_reduce(0, at, value, "amax")
 
-    def _rows(self, leaves: Leaves) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, leaves: Leaves) -> tuple[np.ndarray, np.ndarray]:
         """(row of the spec, leaf) of every row to sweep."""
-        first = np.searchsorted(self.spec.clause, leaves.clause.numpy())
-        count = np.searchsorted(self.spec.clause, leaves.clause.numpy(), side="right") - first
+        clause = leaves.clause.cpu().numpy()
+        first = np.searchsorted(self.spec.clause, clause)
+        count = np.searchsorted(self.spec.clause, clause, side="right") - first
         leaf = np.repeat(np.arange(len(leaves)), count)
         return np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[leaf], leaf
 
     def _bound(self, leaves: Leaves, steps: int) -> Leaves:
         """Improve, close, score; the leaves that stay open."""
         self.bounded += len(leaves)
-        bounds = self._bounds(self.search, leaves.phase)
+        bounds = self.bounds(self.search, leaves.phase)
 
         def value(knobs):
             return self._sweep(self.search, leaves, knobs["slope"], knobs["beta"], bounds)
@@ -226,9 +238,9 @@ class ReluSplit:
                 return leaves
             part = leaves.take(shut)
             proved = self._sweep(
-                self.proof, part, part.slope.double(), part.beta.double(), self._bounds(self.proof, part.phase)
+                self.proof, part, part.slope.double(), part.beta.double(), self.bounds(self.proof, part.phase)
             )
-            keep = torch.ones(len(leaves), dtype=torch.bool)
+            keep = torch.ones(len(leaves), dtype=torch.bool, device=self.device)
             keep[shut[proved > 0]] = False
             # Float32 was too hopeful there: the leaf stays open, on the value that was proved.
             leaves.value[shut] = proved.float().clamp(max=0)
@@ -236,13 +248,13 @@ class ReluSplit:
 
     def _size(self, leaves: Leaves) -> float:
         """The typical size of a row's coefficients: what multipliers are measured in."""
-        row, _ = self._rows(leaves)
+        row, _ = self.rows(leaves)
         return float(np.abs(self.spec.C[row].data).mean()) if len(row) else 1.0
 
     def _score(self, leaves: Leaves, bounds, trace) -> None:
         """What the two lines of each open neuron cost the row: |nu-| x intercept, and part of nu+ x the lower gap."""
-        _, leaf = self._rows(leaves)
-        score = torch.zeros(len(leaves), self.neurons)
+        leaf = torch.as_tensor(self.rows(leaves)[1], device=self.device)
+        score = torch.zeros(len(leaves), self.neurons, device=self.device)
         for i, source, position, start in self.readers:
             if i not in trace:
                 continue
@@ -255,7 +267,7 @@ class ReluSplit:
             gap = torch.minimum(-slope * low, (1 - slope) * high)
             gain = nu.clamp(max=0).abs() * top + 0.3 * nu.clamp(min=0) * gap
             gain = torch.where((leaves.phase[:, here][leaf] == 0) & (low < 0) & (high > 0), gain.clamp(min=1e-20), 0.0)
-            index = torch.as_tensor(leaf)[:, None].expand_as(gain)
+            index = leaf[:, None].expand_as(gain)
             score[:, here] = score[:, here].scatter_reduce(0, index, gain, "amax")
         scale = score.amax(1, keepdim=True).clamp(min=1e-30) if self.neurons else 1.0
         # Half precision: as shares of the best, with a floor that keeps every open neuron eligible.
@@ -264,22 +276,16 @@ class ReluSplit:
     def _try_points(self, leaves: Leaves, trace) -> None:
         """Evaluate where each leaf's plane is lowest; hand counterexamples to the judge."""
         batch = self.batch[self.search]
-        parts = [
-            trace[i].dense().flatten(1) if i in trace else torch.zeros(len(trace[self.search.schedule.target].dense()), 1)
-            for i in self.graph.inputs
-        ]
-        slopes = torch.cat(parts, 1)
-        if slopes.shape[1] != batch.lower.shape[1]:
-            return
-        row, leaf = self._rows(leaves)
+        slopes = run.input_slopes(self.graph, trace, trace[self.search.schedule.target])
+        row, leaf = self.rows(leaves)
         points = torch.where(slopes > 0, batch.lower, batch.upper)
-        y = run.evaluate(self.search, points).double().numpy()
+        y = run.evaluate(self.search, points).double().cpu().numpy()
         own = np.asarray(self.spec.C[row].multiply(y).sum(1)).ravel() + self.spec.d[row]
         candidates = np.flatnonzero(own <= 0)
         for i in candidates[np.argsort(own[candidates])][:8]:
             atoms = np.flatnonzero(self.spec.clause == self.spec.clause[row[i]])
             if (self.spec.C[atoms] @ y[i] + self.spec.d[atoms] <= 0).all():
-                self.witness = self.confirm(self.box, points[i].double().numpy())
+                self.witness = self.confirm(self.box, points[i].double().cpu().numpy())
                 if self.witness is not None:
                     return
 
