@@ -64,12 +64,15 @@ def register_service(name: str):
 
 def load() -> None:
     """Import all that is installed under our entry-point groups, once."""
+    if GROUPS[0] in _loaded:  # the metadata of all installed packages take tens of milliseconds to read
+        return
     for group in GROUPS:
         for entry in importlib.metadata.entry_points(group=group):
             key = f"{group}:{entry.value}"
             if key not in _loaded:
                 _loaded.add(key)
                 entry.load()
+    _loaded.add(GROUPS[0])
 
 
 def load_plugin(path: str) -> None:
