@@ -114,8 +114,13 @@ def box_chunks(graph: Graph, boxes: np.ndarray, itemsize: int) -> Iterable[np.nd
     return (boxes[i : i + size] for i in range(0, len(boxes), size))
 
 
-def bound_rows(context: run.Context, prop: Property, rows: np.ndarray, clock: Clock = run.NEVER, progress=None):
-    """Lower bounds (numpy float64) of these rows of the property; NaN for those the deadline did not allow."""
+def bound_rows(
+    context: run.Context, prop: Property, rows: np.ndarray, clock: Clock = run.NEVER, corners: dict | None = None
+) -> np.ndarray:
+    """Lower bounds "R" (numpy float64) of these rows of the property; NaN for those the deadline did not allow.
+
+    `corners`, if given, receives per row the corner of its box where the row's plane is lowest, flat "n".
+    """
     out = np.full(prop.spec.rows, np.nan)
     row_box = prop.spec.row_box()
     rows = np.asarray(rows)
@@ -129,25 +134,40 @@ def bound_rows(context: run.Context, prop: Property, rows: np.ndarray, clock: Cl
                 batch = InputBatch.of(prop.inputs.select(boxes), context.arithmetic)
                 bounds = run.propagate(context, batch, clock)
                 nu, d = spec_rows(prop, here, boxes, context.arithmetic)
-                value = run.row_bounds(context, batch, bounds, nu, d, {}, clock)
+                relaxations: dict = {}
+                value = run.row_bounds(context, batch, bounds, nu, d, relaxations, clock)
                 out[here] = value.double().cpu().numpy()
-                if progress is not None:
-                    progress(len(boxes) / len(all_boxes))
+                if corners is not None and context.schedule.duals:
+                    _add_corners(corners, context, batch, bounds, nu, here, relaxations)
         except Deadline:
             pass
     return out
+
+
+def _add_corners(corners: dict, context, batch, bounds, nu: Rows, rows: np.ndarray, relaxations) -> None:
+    """One more sweep of the first rows, in one chunk, to see their planes at the inputs."""
+    plan = context.schedule.final
+    count = min(nu.count, memory.chunk_rows(context.graph, plan.nodes, 4, context.arithmetic.device))
+    first, seen = nu.slice(0, count), {}
+    run.sweep(context, plan, context.schedule.duals[0], batch, bounds, first, relaxations, trace=seen)
+    slopes = run.input_slopes(context.graph, seen, first)
+    points = torch.where(slopes > 0, first.per_row(batch.lower), first.per_row(batch.upper))
+    corners.update(zip(rows[:count].tolist(), points.double().cpu().numpy(), strict=True))
 
 
 def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
     """Bound the open rows in float32; what closes there is bounded again in charged float64, which alone closes."""
     spec = problem.property.spec
     rows = np.flatnonzero(np.isin(spec.clause, problem.open))
-    search = bound_rows(problem.engine.context(recipe, SEARCH), problem.property, rows, clock)
-    estimate = np.fmax(problem.search_lower, search)
-    problem = replace(problem, search_lower=estimate)
+    corners: dict = {}
+    search = bound_rows(problem.engine.context(recipe, SEARCH), problem.property, rows, clock, corners)
+    problem = replace(problem, search_lower=np.fmax(problem.search_lower, search))
     promising = spec.refuted(np.where(np.isnan(search), -np.inf, search + 1e-4 * (1 + np.abs(search))))
     rows = rows[promising[spec.clause[rows]]]
-    if len(rows) == 0:
-        return problem
-    proved = bound_rows(problem.engine.context(recipe, PROOF), problem.property, rows, clock)
-    return problem.learn(rows, proved[rows])
+    if len(rows):
+        proved = bound_rows(problem.engine.context(recipe, PROOF), problem.property, rows, clock)
+        problem = problem.learn(rows, proved[rows])
+    # An attack starts where the planes of open clauses are lowest.
+    box = spec.row_box()
+    hints = [(int(box[r]), x) for r, x in corners.items() if not problem.closed[spec.clause[r]]]
+    return replace(problem, hints=(*problem.hints, *hints))

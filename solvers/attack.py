@@ -92,9 +92,12 @@ def _attack_boxes(problem, context, boxes, confirm, clock, generator, effort) ->
     clause_box = np.searchsorted(boxes, spec.box[clauses])
 
     x = starts(batch, effort.restarts, generator)
-    hints = [(int(np.searchsorted(boxes, b)), point) for b, point in problem.hints if b in boxes]
-    for k, (b, point) in enumerate(hints[: effort.restarts - 1]):
-        x[b, k % effort.restarts] = arithmetic.tensor(point)
+    placed = dict.fromkeys(range(len(boxes)), 0)
+    for b, point in problem.hints:
+        k = int(np.searchsorted(boxes, b))
+        if k < len(boxes) and boxes[k] == b and placed[k] < effort.restarts // 2:
+            x[k, placed[k]] = arithmetic.tensor(point)
+            placed[k] += 1
     per_box = x.shape[1]
     flat_box = torch.arange(len(boxes), device=x.device).repeat_interleave(per_box)
     mine = torch.as_tensor(clause_box, device=x.device)[None] == flat_box[:, None]  # sample x clause

@@ -30,7 +30,7 @@ def _recipe(tree: ast.expr, known: dict, text: str) -> Recipe:
             for keyword in keywords:
                 if isinstance(keyword.value, ast.Constant):
                     values[keyword.arg] = keyword.value.value
-                elif isinstance(keyword.value, ast.Name) and keyword.value.id not in known:
+                elif keyword.arg != "pre" and isinstance(keyword.value, ast.Name) and keyword.value.id not in known:
                     values[keyword.arg] = keyword.value.id  # a word: slope=parallel
                 else:
                     values[keyword.arg] = _recipe(keyword.value, known, text)
