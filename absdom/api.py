@@ -54,7 +54,7 @@ def pick_device(device: str) -> str:
 
 @dataclass(eq=False)
 class Compiled:
-    """A graph with the schedule of a recipe for one of its nodes: bounds of any layer, differentiable in the weights."""
+    """A graph with a recipe for one of its nodes: bounds of any layer, differentiable in the weights."""
 
     graph: Graph
     recipe: Recipe

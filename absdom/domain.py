@@ -36,7 +36,7 @@ class NodeBounds:
     provenance: str = "interval"
 
     def meet(self, lower: torch.Tensor, upper: torch.Tensor, provenance: str) -> NodeBounds:
-        """Both claims at once; NaN claims nothing. Ends that cross (by rounding, or on an empty set) are put in order."""
+        """Both claims at once; NaN claims nothing. Ends that cross (rounding, an empty set) are put in order."""
         low = torch.maximum(self.lower, no_nan(lower, -torch.inf))
         high = torch.minimum(self.upper, no_nan(upper, torch.inf))
         return replace(
@@ -59,7 +59,7 @@ class InputBatch(NamedTuple):
 
     @staticmethod
     def of(inputs, arithmetic: Arithmetic) -> InputBatch:
-        """From an absdom.property.InputSet. Charged runs read each bound one unit outward: text is rounded when read."""
+        """From an absdom.property.InputSet. Charged runs read bounds one unit outward: text is rounded when read."""
         lower, upper = torch.from_numpy(inputs.lower), torch.from_numpy(inputs.upper)
         infinity = torch.tensor(torch.inf, dtype=torch.float64)
         if arithmetic.charged or arithmetic.dtype != torch.float64:
@@ -88,7 +88,7 @@ class InputBatch(NamedTuple):
         return best
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
-        """Points "B k n" moved towards the sets: onto the ball, then into the box (an attack checks membership later)."""
+        """Points "B k n" moved towards the sets: onto the ball, then into the box (membership is checked later)."""
         if self.centre is not None:
             step = x - self.centre[:, None]
             if self.norm == 2:
@@ -111,7 +111,11 @@ class InputBatch(NamedTuple):
         def value(m):
             m_ = m[:, None]
             if self.norm == 2:
-                d = torch.where(m_ > 0, -data / (2 * m_).clamp(min=1e-300 if m.dtype == torch.float64 else 1e-37), -data.sign() * 1e30)
+                d = torch.where(
+                    m_ > 0,
+                    -data / (2 * m_).clamp(min=1e-300 if m.dtype == torch.float64 else 1e-37),
+                    -data.sign() * 1e30,
+                )
                 d = torch.minimum(torch.maximum(d, low), high)
                 return (data * d + m_ * d * d).sum(1) - m * radius * radius
             corner = torch.where(data > 0, low, high)
@@ -140,7 +144,7 @@ class InputBatch(NamedTuple):
 
 
 def _project_l1(step: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Projection onto l1 balls (Duchi et al. 2008); points inside stay as they are (seeds E7)."""
+    """Projection onto l1 balls (Duchi et al. 2008); points inside stay as they are."""
     size = step.abs()
     ordered = size.sort(-1, descending=True).values
     excess = (ordered.cumsum(-1) - radius) / torch.arange(1, step.shape[-1] + 1, device=step.device)

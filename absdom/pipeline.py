@@ -1,6 +1,6 @@
 """`absdom verify` as one forward fold: each stage closes clauses or finds a witness; nothing goes back.
 
-    interval -> attack -> linear -> attack -> branch and bound
+interval -> attack -> linear -> attack -> branch and bound
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from absdom import registry
-from absdom.domain import Recipe
 from absdom.arithmetic import PROOF
+from absdom.domain import Recipe
 from absdom.problem import Problem, bound_rows, recipe_stage
 from absdom.property import InputSet
 from absdom.types import Clock
@@ -147,7 +147,14 @@ def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log)
     else:
         estimate = np.full(len(problem.closed), -np.inf)
         np.maximum.at(estimate, problem.property.spec.clause, problem.search_lower)
-        known = np.array([max(np.fmax(problem.lower, estimate)[problem.open].min(), log.least if np.isfinite(log.least) else -np.inf)])
+        known = np.array(
+            [
+                max(
+                    np.fmax(problem.lower, estimate)[problem.open].min(),
+                    log.least if np.isfinite(log.least) else -np.inf,
+                )
+            ]
+        )
     return Result(
         verdict=verdict,
         guarantee=GUARANTEE,

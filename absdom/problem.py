@@ -76,9 +76,7 @@ class Problem:
             )
         clauses, rows = prop.spec.clauses, prop.spec.rows
         engine = Engine(attach_vector(graph, prop.on_inputs), device)
-        return Problem(
-            engine, prop, np.full(clauses, -np.inf), np.zeros(clauses, dtype=bool), np.full(rows, -np.inf)
-        )
+        return Problem(engine, prop, np.full(clauses, -np.inf), np.zeros(clauses, dtype=bool), np.full(rows, -np.inf))
 
     @property
     def open(self) -> np.ndarray:

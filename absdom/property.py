@@ -33,7 +33,9 @@ class InputSet:
 
     def __post_init__(self):
         if self.lower.ndim != 2 or self.lower.shape != self.upper.shape:
-            raise PropertyError(f"lower and upper have shapes {self.lower.shape} and {self.upper.shape}, not one (B, n)")
+            raise PropertyError(
+                f"lower and upper have shapes {self.lower.shape} and {self.upper.shape}, not one (B, n)"
+            )
         if np.isnan(self.lower).any() or np.isnan(self.upper).any():
             raise PropertyError(f"a bound of input X_{_first(np.isnan(self.lower) | np.isnan(self.upper))} is NaN")
         if np.isinf(self.lower).any() or np.isinf(self.upper).any():
@@ -154,7 +156,11 @@ class Spec:
         clauses = np.asarray(clauses)
         keep = np.isin(self.clause, clauses)
         return Spec(
-            self.C[keep], self.d[keep], self.strict[keep], np.searchsorted(clauses, self.clause[keep]), self.box[clauses]
+            self.C[keep],
+            self.d[keep],
+            self.strict[keep],
+            np.searchsorted(clauses, self.clause[keep]),
+            self.box[clauses],
         )
 
 

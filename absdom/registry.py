@@ -25,7 +25,9 @@ _loaded: set[str] = set()
 
 def _file(thing) -> str:
     try:
-        return inspect.getsourcefile(thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)) or "?"
+        return (
+            inspect.getsourcefile(thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)) or "?"
+        )
     except TypeError:
         return "?"
 
@@ -44,7 +46,7 @@ def register_op(cls: type) -> type:
 
 
 def register_rule(domain: type, op: type):
-    """Decorator of the rule of `domain` for `op`, a class of op or one of the kinds Affine, Elementwise, Multivariate."""
+    """Decorator of the rule of `domain` for `op`: a class of op, or one of the kinds of op."""
 
     def decorate(rule):
         return _insert(_rules, (domain, op), rule, f"the rule of {domain.__name__} for {op.__name__}")

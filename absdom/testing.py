@@ -115,7 +115,9 @@ class Case:
         return Case(f"{self.name} half flat", self.graph, self.lower, torch.where(flat, self.lower, self.upper))
 
 
-def check_graph(graph: Graph, inputs: InputSet, recipe: Recipe | str, *, gradients: bool = False, seed: int = 0) -> None:
+def check_graph(
+    graph: Graph, inputs: InputSet, recipe: Recipe | str, *, gradients: bool = False, seed: int = 0
+) -> None:
     """All laws for a network on boxes."""
     graph = lower_graph(graph)
     case = Case("network", graph, torch.from_numpy(inputs.lower), torch.from_numpy(inputs.upper))
@@ -209,9 +211,7 @@ def check_gradients(case: Case, recipe: Recipe | str) -> None:
 
     def function(lower, upper, *params):
         weights = {**case.graph.params, **dict(zip(labels, params, strict=True))}
-        found = run.node_bounds(
-            run.prepare(schedule, FLOAT64, weights), InputBatch(lower, upper, None, None, inf)
-        )
+        found = run.node_bounds(run.prepare(schedule, FLOAT64, weights), InputBatch(lower, upper, None, None, inf))
         return found.lower, found.upper
 
     arguments = [case.lower, case.upper, *(case.graph.params[k].double() for k in labels)]
@@ -224,7 +224,7 @@ def check_gradients(case: Case, recipe: Recipe | str) -> None:
 
 
 def check_adjoint(graph: Graph, *, rows: int = 3, seed: int = 0) -> int:
-    """Every affine node with a varying operand: transposes, one-hot transposes, `absolute` and `offset` agree with `eval`.
+    """Every affine node with a varying operand: transposes, `absolute` and `offset` agree with `eval`.
 
     Gives back how many operands were checked.
     """
@@ -273,7 +273,9 @@ def _check_operand(op: Affine, at: At, index: int, rows: int, generator) -> None
         short = dense.scatter(1, place[:, None], value[:, None])
     if short is not None:
         wanted = matrix[position] * sign[:, None]
-        _demand(bool(torch.equal(short.reshape(wanted.shape), wanted)), f"transpose_onehot differs from transpose: {where}")
+        _demand(
+            bool(torch.equal(short.reshape(wanted.shape), wanted)), f"transpose_onehot differs from transpose: {where}"
+        )
     z = x.detach().abs()
     values = [z if k == index else z.new_zeros((rows, *t.shape)) for k, t in enumerate(at.inputs)]
     absolute = op.absolute(at, values).flatten(1)
@@ -295,7 +297,7 @@ def check_op(
     gradients: bool = False,
     seed: int = 0,
 ) -> None:
-    """All laws for one op, alone in a network, in each recipe. A TensorType is a varying operand, a tensor a parameter."""
+    """All laws for one op, alone in a network, in each recipe. TensorTypes vary, tensors are parameters."""
     case = make_case(op.name, one_op(op, *operands), low, high, seed)
     check_adjoint(case.graph, seed=seed)
     for recipe in recipes:
@@ -308,7 +310,10 @@ def check_domain(recipe: Recipe | str, cases: Sequence[Case] | None = None, *, g
         check_case(case, recipe, gradients=gradients and case.name not in NOT_SMOOTH)
 
 
-NOT_SMOOTH = ("Sigmoid", "Tanh")  # the tangent points of their lines are found by a search, through which no gradient goes
+NOT_SMOOTH = (
+    "Sigmoid",
+    "Tanh",
+)  # the tangent points of their lines are found by a search, through which no gradient goes
 
 
 def make_case(name: str, graph: Graph, low: float, high: float, seed: int = 0, boxes: int = 3) -> Case:
@@ -334,7 +339,9 @@ def standard_cases() -> Iterator[Case]:
         hidden = builder.add(ops.MatMul(), x, builder.param(weights(n, numel), "w"))
         value = builder.add(ops.Reshape(shape), hidden)
         if positive:  # away from zero
-            value = builder.add(ops.Add(), builder.add(ops.Abs(), value), builder.param(weights(1).abs() + 0.5, "shift"))
+            value = builder.add(
+                ops.Add(), builder.add(ops.Abs(), value), builder.param(weights(1).abs() + 0.5, "shift")
+            )
         nodes = []
         for k, operand in enumerate(operands):
             match operand:
@@ -343,7 +350,11 @@ def standard_cases() -> Iterator[Case]:
                 case "x":
                     nodes.append(value)
                 case "other":
-                    nodes.append(builder.add(ops.Reshape(shape), builder.add(ops.MatMul(), x, builder.param(weights(n, numel), "v"))))
+                    nodes.append(
+                        builder.add(
+                            ops.Reshape(shape), builder.add(ops.MatMul(), x, builder.param(weights(n, numel), "v"))
+                        )
+                    )
         out = builder.add(op, *nodes)
         flat = builder.add(ops.Reshape((1, builder.type(out).numel)), out)
         out = builder.add(ops.MatMul(), flat, builder.param(weights(builder.type(flat).numel, 2), "last"))
@@ -400,5 +411,7 @@ def ops_without_example() -> set[str]:
     return {
         name
         for name, op in registry.ops().items()
-        if name not in shown and not issubclass(op, (Input, Param)) and issubclass(op, (Affine, Elementwise, Multivariate, Composite, Op))
+        if name not in shown
+        and not issubclass(op, (Input, Param))
+        and issubclass(op, (Affine, Elementwise, Multivariate, Composite, Op))
     }

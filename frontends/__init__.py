@@ -1,4 +1,6 @@
 """Imported as `absdom.frontends` (see package-dir in pyproject.toml)."""
 
 if __name__ != "absdom.frontends":
-    raise ImportError("import absdom.frontends, not 'frontends': under the bare name every module would be loaded twice")
+    raise ImportError(
+        "import absdom.frontends, not 'frontends': under the bare name every module would be loaded twice"
+    )

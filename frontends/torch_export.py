@@ -110,7 +110,9 @@ class Translation:
                     if path := _module_path(node):
                         modules[path] = self.values[node.name]
         if problems:
-            raise UnsupportedOp(f"{len(problems)} calls of the module are not supported:\n  " + "\n  ".join(problems), tuple(problems))
+            raise UnsupportedOp(
+                f"{len(problems)} calls of the module are not supported:\n  " + "\n  ".join(problems), tuple(problems)
+            )
         for path, index in modules.items():
             self.builder.name(path, index)
         return self.builder.finish(self.index(o) for o in self._outputs())
@@ -122,7 +124,9 @@ class Translation:
     def _input(self, node) -> int:
         value = node.meta["val"]
         return self.builder.input(
-            node.name, TensorType(tuple(value.shape), str(value.dtype).removeprefix("torch.")), Source(node.name, "input")
+            node.name,
+            TensorType(tuple(value.shape), str(value.dtype).removeprefix("torch.")),
+            Source(node.name, "input"),
         )
 
     def _call(self, node, broken: bool) -> str | None:
@@ -171,7 +175,9 @@ class Translation:
 
 def _target(node) -> str:
     target = node.target
-    return target._schema.name.split("::")[-1] if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+    return (
+        target._schema.name.split("::")[-1] if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+    )
 
 
 def _module_path(node) -> str:
@@ -228,7 +234,9 @@ def softmax(t, x, dim, *_, **__):
     return t.add(ops.Softmax(t.axis(x, dim)), x)
 
 
-@handles("dropout", "dropout_", "feature_dropout", "detach", "clone", "contiguous", "alias", "identity", "to", "_to_copy")
+@handles(
+    "dropout", "dropout_", "feature_dropout", "detach", "clone", "contiguous", "alias", "identity", "to", "_to_copy"
+)
 def identity(t, x, *_, **__):
     return t.index(x)
 
@@ -345,7 +353,9 @@ def max_pool(t, x, kernel, stride=(), padding=0, dilation=1, ceil_mode=False):
 def avg_pool(t, x, kernel, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
     if divisor_override is not None:
         raise Unsupported("divisor_override")
-    return t.add(_pool(ops.AveragePool, t, x, kernel, stride, padding, 1, ceil_mode, count_padding=count_include_pad), x)
+    return t.add(
+        _pool(ops.AveragePool, t, x, kernel, stride, padding, 1, ceil_mode, count_padding=count_include_pad), x
+    )
 
 
 def _pool(kind, t, x, kernel, stride, padding, dilation, ceil, **more):

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from absdom.frontends.vnnlib_dnf import Dnf, spans
-from absdom.frontends.vnnlib_parse import COMPOUND, CONSTANT, NONE, Parser
 
 from absdom.errors import PropertyError
+from absdom.frontends.vnnlib_dnf import Dnf, spans
+from absdom.frontends.vnnlib_parse import COMPOUND, CONSTANT, NONE, Parser
 from absdom.property import InputSet, Property, Spec
 from absdom.registry import register_service
 

@@ -18,9 +18,9 @@ from math import isinf
 from typing import NoReturn
 
 import numpy as np
-from absdom.frontends.vnnlib_dnf import Conjunction, Disjunction
 
 from absdom.errors import PropertyError
+from absdom.frontends.vnnlib_dnf import Conjunction, Disjunction
 
 LONGEST_TERM, MOST_TERMS = 200, 100_000  # in bytes, in number, of arithmetic whose value is kept
 WINDOW = 1 << 20  # bytes that a run may span: bounds the tokens that exist at one time

@@ -64,7 +64,9 @@ def _groups(boxes: np.ndarray, rows_of_box: np.ndarray, restarts: int):
     start = 0
     while start < len(boxes):
         stop, rows = start, 0
-        while stop < len(boxes) and (stop == start or (stop + 1 - start) * restarts * (rows + rows_of_box[boxes[stop]]) < ELEMENTS):
+        while stop < len(boxes) and (
+            stop == start or (stop + 1 - start) * restarts * (rows + rows_of_box[boxes[stop]]) < ELEMENTS
+        ):
             rows += int(rows_of_box[boxes[stop]])
             stop += 1
         yield boxes[start:stop]
@@ -112,7 +114,9 @@ def _attack_boxes(problem, context, boxes, confirm, clock, generator, effort) ->
             values = run.evaluate(context, x.flatten(0, 1)) @ C.T + d
             worst = values.new_full((len(values), len(clauses)), -torch.inf)
             worst = worst.scatter_reduce(1, row_clause.expand(len(values), -1), values, "amax")
-        found = _try(problem, boxes, clauses, x.detach(), worst.detach().masked_fill(~mine, torch.inf), confirm, per_box)
+        found = _try(
+            problem, boxes, clauses, x.detach(), worst.detach().masked_fill(~mine, torch.inf), confirm, per_box
+        )
         if found is not None or step == effort.steps:
             return found
         with torch.enable_grad():

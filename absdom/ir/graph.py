@@ -157,9 +157,7 @@ def _without_dead(graph: Graph) -> Graph:
     if len(live) == len(graph.nodes):
         return graph
     new = {old: i for i, old in enumerate(live)}
-    nodes = tuple(
-        replace(graph.nodes[i], inputs=tuple(new[j] for j in graph.nodes[i].inputs)) for i in live
-    )
+    nodes = tuple(replace(graph.nodes[i], inputs=tuple(new[j] for j in graph.nodes[i].inputs)) for i in live)
     labels = {n.op.label for n in nodes if isinstance(n.op, Param)}
     return Graph(
         nodes,

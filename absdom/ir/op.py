@@ -184,7 +184,7 @@ class Elementwise(Op):
         raise ValueError(f"{self.name} has no lines")
 
     def parallel_slope(self, lower, upper):
-        """The slope of CAP's parallel relaxation (Wong and Kolter 2018; seeds B5)."""
+        """The slope of CAP's parallel relaxation (Wong and Kolter 2018)."""
         return self.lines(lower, upper, self.initial(lower, upper)).upper_slope
 
     def band(self, lower, upper, slope):

@@ -1,8 +1,8 @@
 """The text form of a graph: one line per node, printed and parsed back. Weights are not part of it.
 
-    %0 = Input(label='x') : float32[1,5]
-    %2 = Linear() %0 %1 : float32[1,50]  # Gemm 'fc1'
-    return %2
+%0 = Input(label='x') : float32[1,5]
+%2 = Linear() %0 %1 : float32[1,50]  # Gemm 'fc1'
+return %2
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from absdom.errors import GraphError
 from absdom.ir.graph import Graph, Node
 from absdom.types import Source, TensorType
 
-LINE = re.compile(r"%(\d+) = (\w+)\((.*)\)((?: %\d+)*) : (\w+)\[([\d,]*)\](?:  # (\w*) ?'(.*)')?$")
+LINE = re.compile(r"%(\d+) = (\w+)\((.*)\)((?: %\d+)*) : (\w+)\[([\d,]*)\](?:  # (\S*) (['\"].*))?$")
 
 
 def print_graph(graph: Graph) -> str:
@@ -45,9 +45,12 @@ def parse_graph(text: str, params: Mapping[str, object] | None = None) -> Graph:
             raise GraphError(f"line {number} of the text form cannot be read: {line!r}")
         if match[2] not in known:
             raise GraphError(f"line {number} of the text form: there is no op {match[2]!r}")
-        op = known[match[2]](**_keywords(match[3], number))
+        try:
+            op = known[match[2]](**_keywords(match[3], number))
+        except TypeError as error:
+            raise GraphError(f"line {number} of the text form: {error}") from None
         shape = tuple(int(s) for s in match[6].split(",") if s)
-        source = Source(match[8] or "", match[7] or "")
+        source = Source(_string(match[8], number) if match[8] else "", match[7] or "")
         nodes.append(Node(op, tuple(int(t[1:]) for t in match[4].split()), TensorType(shape, match[5]), source))
     inputs = tuple(i for i, n in enumerate(nodes) if isinstance(n.op, Input))
     return Graph(tuple(nodes), inputs, outputs, dict(params or {}))
@@ -59,6 +62,13 @@ def _keywords(text: str, number: int) -> dict:
         return {k.arg: _literal(k.value) for k in call.keywords}
     except (SyntaxError, ValueError):
         raise GraphError(f"line {number} of the text form: cannot read the attributes {text!r}") from None
+
+
+def _string(text: str, number: int) -> str:
+    try:
+        return str(ast.literal_eval(text))
+    except (SyntaxError, ValueError):
+        raise GraphError(f"line {number} of the text form: cannot read the name {text}") from None
 
 
 def _literal(value: ast.expr):

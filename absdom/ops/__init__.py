@@ -8,8 +8,8 @@ from absdom.ops.shape import Concat, Expand, Pad, Permute, Reshape, Slice, Take
 from absdom.ops.smooth import Sigmoid, Sqrt, Tanh
 
 __all__ = [
-    "Abs", "Add", "AveragePool", "BatchNorm", "Clip", "Concat", "Conv", "Div", "Divide", "Expand", "LeakyRelu", "Linear",
-    "LinearLeft", "MatMul", "MatrixProduct", "MaxPool", "Mul", "Neg", "Pad", "Permute", "Product", "Quotient", "ReduceMax",
-    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Scale", "Sigmoid", "Sign", "Slice", "Softmax", "Sqrt", "Sub", "Take",
-    "Tanh",
+    "Abs", "Add", "AveragePool", "BatchNorm", "Clip", "Concat", "Conv", "Div", "Divide", "Expand", "LeakyRelu",
+    "Linear", "LinearLeft", "MatMul", "MatrixProduct", "MaxPool", "Mul", "Neg", "Pad", "Permute", "Product",
+    "Quotient", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Scale", "Sigmoid", "Sign", "Slice",
+    "Softmax", "Sqrt", "Sub", "Take", "Tanh",
 ]  # fmt: skip

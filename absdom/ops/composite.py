@@ -112,7 +112,6 @@ class AveragePool(Pool):
         return builder.add(affine.Div(), builder.add(conv, x, ones), divisor)
 
 
-
 @register_op
 @dataclass(frozen=True)
 class ReduceMean(Composite):

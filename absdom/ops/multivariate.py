@@ -40,6 +40,7 @@ class Product(Multivariate):
     def planes(self, lowers, uppers):
         rank = max(t.dim() for t in lowers) - 1
         (al, bl), (au, bu) = [lead(t, rank) for t in lowers], [lead(t, rank) for t in uppers]
+
         # x y >= bl x + al y - al bl and x y >= bu x + au y - au bu. At the centre both have one value, always; the one
         # that is flatter over the box reaches further there. (Near ties go one way, so that rounding picks nothing.)
         def reach_of(p, q):
@@ -95,7 +96,7 @@ class MatrixProduct(Multivariate):
 
     def image(self, lowers, uppers):
         (ca, cb), (ra, rb) = [
-            [lead((u + s * l) / 2, max(t.dim() for t in lowers) - 1) for l, u in zip(lowers, uppers, strict=True)]  # noqa: E741
+            [lead((u + s * l) / 2, max(t.dim() for t in lowers) - 1) for l, u in zip(lowers, uppers, strict=True)]
             for s, t in ((1, lowers[0]), (-1, lowers[0]))
         ]
         centre = ca @ cb
@@ -141,7 +142,7 @@ class ReduceMax(Multivariate):
     def planes(self, lowers, uppers):
         """Below: the element of the largest lower bound. Above: that element if no other reaches it, else a constant.
 
-        Seeds B5 (max pool): exact where one element dominates.
+        Exact where one element dominates (Singh et al. 2019, DeepPoly).
         """
         axis = self.axis + 1
         low, high = lowers[0], uppers[0]

@@ -90,7 +90,9 @@ class TwoPieces(Elementwise):
         small = torch.where(inside, small.clamp(max=0), small)
         big = torch.where(inside, big.clamp(min=0), big)
         slack = margin(slope, lower, upper, torch.maximum(self.eval(lower).abs(), self.eval(upper).abs()))
-        exact = self.is_exact(lower, upper) & (slope == torch.where(upper > 0, *map(slope.new_tensor, self.slopes()[::-1])))
+        exact = self.is_exact(lower, upper) & (
+            slope == torch.where(upper > 0, *map(slope.new_tensor, self.slopes()[::-1]))
+        )
         slack = torch.where(exact, torch.zeros_like(slack), slack)
         return small - slack, big + slack
 
@@ -174,13 +176,17 @@ class Clip(Elementwise):
         # Not the infinities themselves: gradients of unused branches would become NaN.
         end_low, end_high = (end if abs(end) < inf else 0.0 for end in (self.low, self.high))
         steep = torch.where(bent_high, (f_high - end_low) / torch.where(bent_low, upper - end_low, one), one)
-        low_slope = torch.where(bent_low, knobs["lower"] * steep, torch.where(bent_high, slope, identity.to(lower.dtype)))
+        low_slope = torch.where(
+            bent_low, knobs["lower"] * steep, torch.where(bent_high, slope, identity.to(lower.dtype))
+        )
         corner = torch.where(bent_low, one * self.low * (1 - low_slope) if self.low > -inf else zero, zero)
         flat = torch.where(identity, zero, f_low)
         low_bias = torch.where(bent_low, corner, torch.where(bent_high, down, flat))
         low_slack = margin(low_slope, lower, upper, f_low.abs() + low_bias.abs())
         steep = torch.where(bent_low, (end_high - f_low) / torch.where(bent_high, end_high - lower, one), one)
-        up_slope = torch.where(bent_high, knobs["upper"] * steep, torch.where(bent_low, slope, identity.to(lower.dtype)))
+        up_slope = torch.where(
+            bent_high, knobs["upper"] * steep, torch.where(bent_low, slope, identity.to(lower.dtype))
+        )
         corner = torch.where(bent_high, one * self.high * (1 - up_slope) if self.high < inf else zero, zero)
         up_bias = torch.where(bent_high, corner, torch.where(bent_low, up, torch.where(identity, zero, f_high)))
         up_slack = margin(up_slope, lower, upper, f_high.abs() + up_bias.abs())

@@ -54,7 +54,9 @@ class SShaped(Elementwise):
         point = safe + t * (upper - safe)
         slope = torch.where(use_chord, chord, self.derivative(point))
         anchor = torch.where(use_chord, torch.zeros_like(lower), point)
-        at_anchor = torch.where(use_chord, torch.maximum(f_low - chord * lower, f_high - chord * upper), self.eval(point))
+        at_anchor = torch.where(
+            use_chord, torch.maximum(f_low - chord * lower, f_high - chord * upper), self.eval(point)
+        )
         # The safe end also has to hold at `lower` in floating point.
         bias = torch.maximum(at_anchor - slope * anchor, f_low - slope * lower)
         return slope, bias + self._slack(slope, lower, upper)

@@ -27,7 +27,7 @@ def flops(graph: Graph, i: int) -> int:
 
 
 def row_bytes(graph: Graph, nodes: tuple[int, ...], itemsize: int) -> int:
-    """Peak bytes that one row holds in a sweep over `nodes` (start first): live rows, and a temporary of the largest."""
+    """Peak bytes that one row holds in a sweep over `nodes` (start first), temporaries included."""
     return liveness.sweep_peak(graph, nodes) * itemsize
 
 

@@ -95,5 +95,7 @@ def _sweep_lines(graph: Graph, sweep: Sweep, head: str) -> list[str]:
         note = f"  knobs: {', '.join(knobs)} {list(graph.nodes[i].type.shape)}" if knobs else ""
         lines.append(f"{head}{_line(graph, i)}  {memory.flops(graph, i):.3g} flop/row{note}")
     total = sum(memory.flops(graph, i) for i in sweep.nodes)
-    lines.append(f"{head}total {total:.3g} flop/row, peak {memory.row_bytes(graph, sweep.nodes, 4)} bytes/row (float32)")
+    lines.append(
+        f"{head}total {total:.3g} flop/row, peak {memory.row_bytes(graph, sweep.nodes, 4)} bytes/row (float32)"
+    )
     return lines

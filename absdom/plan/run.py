@@ -119,7 +119,9 @@ def propagate(context: Context, batch: InputBatch, clock: Clock = NEVER) -> dict
                 if isinstance(context.graph.nodes[i].op, Input):
                     states[k, i] = domain.lift(lowers[i], uppers[i], arithmetic)
                 else:
-                    states[k, i] = _forward(context, i, k, {j: states.get((k, j)) for j in context.graph.nodes[i].inputs})
+                    states[k, i] = _forward(
+                        context, i, k, {j: states.get((k, j)) for j in context.graph.nodes[i].inputs}
+                    )
                 found = domain.concretize(states[k, i], arithmetic)
                 bounds[i] = bounds[i].meet(found.lower, found.upper, domain.name)
             if known is not None:
@@ -208,7 +210,8 @@ def sweep(
 ) -> torch.Tensor:
     """Lower bounds "R" of <row, z> at the plan's start over each row's box, in chunks of bounded size.
 
-    Recipe None: rows pass affine ops only and end at the intervals of the others. `relaxations` caches what depends on bounds only. `trace`, if given, receives the rows at each node.
+    Recipe None: rows pass affine ops only and end at the intervals of the others. `relaxations` caches what depends on
+    bounds only. `trace`, if given, receives the rows at each node.
     """
     relaxations = {} if relaxations is None else relaxations
     for constraint, _ in constraints.items:
@@ -350,7 +353,8 @@ def sensitivity(context: Context, bounds, rows: Rows, relaxations: Mapping) -> t
             up, _ = dual.pull(nu, place, relaxations[recipe, i])
             down, _ = dual.pull(nu._with(-nu.dense()), place, relaxations[recipe, i])
             parts = tuple(
-                None if a is None else a._with(torch.maximum(a.dense().abs(), b.dense().abs())) for a, b in zip(up, down)
+                None if a is None else a._with(torch.maximum(a.dense().abs(), b.dense().abs()))
+                for a, b in zip(up, down)
             )
         for position, part in zip(graph.varying_inputs(i), parts, strict=True):
             if part is not None:
@@ -378,7 +382,14 @@ def node_bounds(context: Context, batch: InputBatch) -> NodeBounds:
 
 
 def row_bounds(
-    context: Context, batch: InputBatch, bounds, rows: Rows, d: torch.Tensor, relaxations=None, clock: Clock = NEVER, **more
+    context: Context,
+    batch: InputBatch,
+    bounds,
+    rows: Rows,
+    d: torch.Tensor,
+    relaxations=None,
+    clock: Clock = NEVER,
+    **more,
 ) -> torch.Tensor:
     """Lower bounds "R" of c.v + d at the target: the best of the intervals and of each final dual.
 
@@ -394,6 +405,7 @@ def row_bounds(
         best = found if more.get("trace") is not None else torch.maximum(best, no_nan(found, -torch.inf))
     if arithmetic.charged:
         # The coefficients and d were rounded when they were read, and the sum rounds.
-        best = best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(2) - (best.abs() + d.abs()) * arithmetic.gamma(2)
+        best = (
+            best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(2) - (best.abs() + d.abs()) * arithmetic.gamma(2)
+        )
     return best + d
-

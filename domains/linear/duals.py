@@ -93,7 +93,9 @@ class MultivariateDual(LayerDual):
             if part is not None and not varying:
                 constant = constant + part.dot_signed(bound.lower, bound.upper)
                 if charge is not None:
-                    constant = constant - part.abs_dot(bound.magnitude()) * place.arithmetic.gamma(bound.lower[0].numel())
+                    constant = constant - part.abs_dot(bound.magnitude()) * place.arithmetic.gamma(
+                        bound.lower[0].numel()
+                    )
         kept = tuple(part for part, varying in zip(parts, place.at.varying, strict=True) if varying)
         return kept, constant if charge is None else constant - nu.abs_dot(charge)
 

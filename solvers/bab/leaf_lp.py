@@ -22,7 +22,7 @@ LARGEST = 4000  # split neurons
 
 
 def close_leaf(search, leaf) -> bool:
-    """Is the one leaf in `leaf` (a Leaves of a ReluSplit) refuted? A point that refutes the property goes to its judge."""
+    """Is the one leaf in `leaf` refuted? A point that refutes the property goes to the search's judge."""
     if not 0 < search.neurons <= LARGEST:
         return False
     with torch.no_grad():

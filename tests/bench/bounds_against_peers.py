@@ -44,10 +44,16 @@ def main() -> None:
         try:
             ours, seconds = measure(options.instances / row["onnx"], options.instances / row["vnnlib"], row["method"])
         except Exception as error:  # an op that is missing is a line of the table, not its end
-            print(f"{row['family']:14} {row['method']:9} {Path(row['onnx']).name[:36]:36} {str(error).splitlines()[0][:90]}")
+            print(
+                f"{row['family']:14} {row['method']:9} {Path(row['onnx']).name[:36]:36} {str(error).splitlines()[0][:90]}"
+            )
             continue
         text = row["lower_bounds"].replace("nan", "None").replace("NaN", "None")
-        theirs = np.array([np.nan if v is None else v for v in ast.literal_eval(text)], dtype=float) if text else ours * np.nan
+        theirs = (
+            np.array([np.nan if v is None else v for v in ast.literal_eval(text)], dtype=float)
+            if text
+            else ours * np.nan
+        )
         scaled = float(row["seconds"]) / options.ratio if row["seconds"] else math.nan
         scale = np.nanmax(np.abs(theirs)) if np.isfinite(theirs).any() else math.nan
         worst = np.nanmax((theirs - ours) / scale) if theirs.shape == ours.shape and scale > 0 else math.nan

@@ -72,7 +72,9 @@ class Maker:
         old = self.pick(self.kept)
         numel = self.builder.type(old).numel
         flat = self.builder.add(ops.Reshape((1, numel)), old)
-        made = self.builder.add(ops.MatMul(), flat, self.weights(numel, prod(self.shape), scale=self.scale * numel**-0.5))
+        made = self.builder.add(
+            ops.MatMul(), flat, self.weights(numel, prod(self.shape), scale=self.scale * numel**-0.5)
+        )
         return self.builder.add(ops.Reshape(self.shape), made)
 
     # Affine ops
@@ -85,7 +87,9 @@ class Maker:
         self.add(self.pick([ops.Add(), ops.Sub()]), self.weights(*shape), first=self.random.random() < 0.6)
 
     def op_scale(self):
-        self.add(ops.Mul(), self.weights(*self.pick([self.shape[-1:], self.shape, (1,)])), first=self.random.random() < 0.5)
+        self.add(
+            ops.Mul(), self.weights(*self.pick([self.shape[-1:], self.shape, (1,)])), first=self.random.random() < 0.5
+        )
 
     def op_divide(self):
         tensor = torch.from_numpy(self.random.uniform(0.5, 2, self.shape[-1:]) * self.pick([-1, 1]))
@@ -161,7 +165,11 @@ class Maker:
             case 5:
                 n = prod(self.shape)
                 half = next((d for d in (3, 2) if n % d == 0), 1)
-                self.add(ops.Reshape(self.pick([(1, n), (n // half, half), (1, half, n // half), (1, 1, half, n // half), (n,)])))
+                self.add(
+                    ops.Reshape(
+                        self.pick([(1, n), (n // half, half), (1, half, n // half), (1, 1, half, n // half), (n,)])
+                    )
+                )
             case 6:
                 parts = [self.same_shape()] if self.random.random() < 0.6 else []
                 if self.random.random() < 0.5 or not parts:
@@ -225,7 +233,9 @@ class Maker:
         if any((k - 1) * d >= n for n, k, d in zip(self.shape[2:], kernel, dilations, strict=True)):
             dilations = tuple(1 for _ in kernel)  # else a window could miss the image
         if self.random.random() < 0.5:
-            self.add(ops.AveragePool(kernel, strides, dilations, before, after, count_padding=self.random.random() < 0.5))
+            self.add(
+                ops.AveragePool(kernel, strides, dilations, before, after, count_padding=self.random.random() < 0.5)
+            )
         else:
             self.add(ops.MaxPool(kernel, strides, dilations, before, after))
 

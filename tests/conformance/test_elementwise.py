@@ -37,7 +37,13 @@ def intervals(count: int, dtype, seed: int):
 
 def points_of(op, lower, upper, random):
     """Floats inside [lower, upper]: ends, kinks, zero, uniform ones and ones near zero."""
-    inner = [lower + (upper - lower) * t for t in random.uniform(0, 1, 8)] + [upper * 1e-3, lower * 1e-3, 0.0, 1.0, -1.0]
+    inner = [lower + (upper - lower) * t for t in random.uniform(0, 1, 8)] + [
+        upper * 1e-3,
+        lower * 1e-3,
+        0.0,
+        1.0,
+        -1.0,
+    ]
     inner += [getattr(op, name, 0.0) for name in ("low", "high")]
     return [lower, upper, *(min(max(float(p), lower), upper) for p in inner if np.isfinite(p))]
 
@@ -51,7 +57,9 @@ def value(op, point):
 def test_lines_bands_and_images_hold_exactly(op, dtype):
     random = np.random.default_rng(3)
     lower, upper = intervals(120, dtype, seed=1)
-    knobs = {name: torch.from_numpy(random.choice([0.0, 1.0, 0.5, random.random()], 120)).to(dtype) for name in op.knobs}
+    knobs = {
+        name: torch.from_numpy(random.choice([0.0, 1.0, 0.5, random.random()], 120)).to(dtype) for name in op.knobs
+    }
     lines = op.lines(lower, upper, knobs)
     slope = torch.from_numpy(random.choice([0, 1, 0.3, -0.4, 2.0, 1e-8], 120)).to(dtype)
     slope = torch.where(torch.arange(120) % 3 == 0, op.parallel_slope(lower, upper), slope)
@@ -122,7 +130,9 @@ def test_lines_hold_on_any_interval(op, ends, at, knob):
 
 
 def test_every_shipped_activation_is_tested():
-    shipped = {c for c in registry.ops().values() if issubclass(c, Elementwise)} & {getattr(ops, n) for n in ops.__all__}
+    shipped = {c for c in registry.ops().values() if issubclass(c, Elementwise)} & {
+        getattr(ops, n) for n in ops.__all__
+    }
     assert shipped == {type(f) for f in FUNCTIONS} | {ops.Sqrt}
 
 

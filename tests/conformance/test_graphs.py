@@ -13,7 +13,15 @@ from absdom import ops, testing
 from absdom.arithmetic import PROOF
 from absdom.passes import lower
 
-METHODS = ("interval", "crown", "crown-ibp", "cap", "linear(slope=flat)", "cap & crown-ibp", "linear(pre=cap & interval)")
+METHODS = (
+    "interval",
+    "crown",
+    "crown-ibp",
+    "cap",
+    "linear(slope=flat)",
+    "cap & crown-ibp",
+    "linear(pre=cap & interval)",
+)
 SCALES = (1.0, 1.0, 1.0, 1e6, 1e-6)
 
 

@@ -55,14 +55,19 @@ def test_one_hot_rows_are_dense_rows(seed, arithmetic):
         position = torch.randint(numel, (6,), generator=generator)
         sign = torch.tensor([1.0, -1, 1, -1, 1, -1], dtype=torch.float64)
         hot = Rows.one_hot(position, sign, shape, 3, box)
-        close(swept(context, batch, bounds, start, hot), swept(context, batch, bounds, start, Rows.dense_rows(hot.dense(), 3, box)))
+        close(
+            swept(context, batch, bounds, start, hot),
+            swept(context, batch, bounds, start, Rows.dense_rows(hot.dense(), 3, box)),
+        )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ragged_rows_are_rectangular_rows_and_boxes_one_at_a_time(seed):
     context, batch, bounds = place(seed)
     start, numel = context.schedule.target, 2
-    data = torch.randn((6, *context.graph.nodes[start].type.shape), generator=torch.Generator().manual_seed(seed)).double()
+    data = torch.randn(
+        (6, *context.graph.nodes[start].type.shape), generator=torch.Generator().manual_seed(seed)
+    ).double()
     box = torch.tensor([0, 0, 1, 1, 2, 2])
     together = swept(context, batch, bounds, start, Rows.dense_rows(data, 3))
     close(together, swept(context, batch, bounds, start, Rows.dense_rows(data, 3, box)))
@@ -70,7 +75,9 @@ def test_ragged_rows_are_rectangular_rows_and_boxes_one_at_a_time(seed):
     close(together[order], swept(context, batch, bounds, start, Rows.dense_rows(data[order], 3, box[order])))
     for b in range(3):
         one = InputBatch(batch.lower[b : b + 1], batch.upper[b : b + 1], None, None, float("inf"))
-        alone = swept(context, one, run.propagate(context, one), start, Rows.dense_rows(data[numel * b : numel * b + 2], 1))
+        alone = swept(
+            context, one, run.propagate(context, one), start, Rows.dense_rows(data[numel * b : numel * b + 2], 1)
+        )
         close(together[numel * b : numel * b + 2], alone)
 
 

@@ -35,6 +35,7 @@ def optimum(nu, centre, radius, norm, low, high) -> float:
         )  # fmt: skip
         return float(nu @ centre + found.fun)
     if norm == 2:  # bisection on the multiplier of the ball, in closed form per coordinate
+
         def point(m):
             return np.clip(centre - nu / (2 * m), low, high)
 
@@ -64,7 +65,9 @@ def test_support_is_below_the_optimum_and_near_it(norm, clip):
             np.testing.assert_allclose(batch.support(ragged, arithmetic).numpy(), found, rtol=1e-9, atol=1e-9)
             for r in range(2 * boxes):
                 b = r // 2
-                low, high = (np.full(n, -inf), np.full(n, inf)) if clip is None else (np.full(n, clip[0]), np.full(n, clip[1]))
+                low, high = (
+                    (np.full(n, -inf), np.full(n, inf)) if clip is None else (np.full(n, clip[0]), np.full(n, clip[1]))
+                )
                 best = optimum(nu[r], centre[b], radius[b], norm, low, high)
                 size = 1 + np.abs(nu[r]).sum()
                 assert found[r] <= best + 1e-9 * size, (trial, norm, arithmetic)  # the solver's own rounding
@@ -72,7 +75,9 @@ def test_support_is_below_the_optimum_and_near_it(norm, clip):
                 # A point of the set, in rationals, is never below the charged bound.
                 if arithmetic.charged:
                     step = random.uniform(-1, 1, n)
-                    step *= radius[b] / max(np.abs(step).sum() if norm == 1 else np.linalg.norm(step) if norm == 2 else 1, 1)
+                    step *= radius[b] / max(
+                        np.abs(step).sum() if norm == 1 else np.linalg.norm(step) if norm == 2 else 1, 1
+                    )
                     x = np.clip(centre[b] + step * 0.999, inputs.lower[b], inputs.upper[b])
                     if inputs.contains(x, b):
                         real = sum(Fraction(float(a)) * Fraction(float(v)) for a, v in zip(nu[r], x, strict=True))

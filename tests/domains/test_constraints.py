@@ -20,7 +20,7 @@ from absdom.rows import Rows
 from absdom.types import TensorType
 
 FLOAT64 = Arithmetic(torch.float64)
-BOXES = 2
+BOXES, POINTS = 2, 1000
 
 
 def network():
@@ -59,8 +59,8 @@ def setting(arithmetic, method="crown"):
     batch = InputBatch(low, low + torch.tensor([1.5, 1.0, 0.7], dtype=torch.float64), None, None, float("inf"))
     bounds = run.propagate(context, batch)
     generator = torch.Generator().manual_seed(1)
-    share = torch.rand((BOXES, 3000, 3), generator=generator, dtype=torch.float64)
-    share[:, :600] = share[:, :600].round()
+    share = torch.rand((BOXES, POINTS, 3), generator=generator, dtype=torch.float64)
+    share[:, : POINTS // 5] = share[:, : POINTS // 5].round()
     points = batch.lower[:, None] + share * (batch.upper - batch.lower)[:, None]
     return graph, context, batch, bounds, points, generator
 
@@ -93,7 +93,7 @@ def some_rows(generator, ragged: bool):
 def test_split_constraints(arithmetic, ragged):
     graph, context, batch, bounds, points, generator = setting(arithmetic)
     tightened = 0
-    for _ in range(20):
+    for _ in range(8):
         node = graph.find(["first", "second"][int(torch.randint(2, (1,), generator=generator))])
         sign = torch.randint(-1, 2, (BOXES, 1, 4), generator=generator).double()
         rows = some_rows(generator, ragged)
@@ -115,7 +115,7 @@ def test_linear_constraints_over_inputs_and_nodes(arithmetic, ragged, scoped):
     graph, context, batch, bounds, points, generator = setting(arithmetic)
     nodes = {"x": 3, "first": 4, "second": 4, "out": 2}
     tightened = 0
-    for _ in range(20):
+    for _ in range(8):
         names = [n for n in nodes if torch.rand(1, generator=generator) < 0.6] or ["x"]
         terms = {graph.find(n): torch.randn((2, 1, nodes[n]), generator=generator, dtype=torch.float64) for n in names}
         rhs = torch.randn(2, generator=generator, dtype=torch.float64)
@@ -131,8 +131,19 @@ def test_linear_constraints_over_inputs_and_nodes(arithmetic, ragged, scoped):
             if scoped:
                 kept = kept | (scope[None] != b)
             allowed.append(kept.all(1))
-        found = check(context, batch, bounds, rows, Constraints.of((constraint, multiplier)), torch.stack(allowed), points, arithmetic)
-        plain = check(context, batch, bounds, rows, Constraints(), torch.ones(BOXES, 3000, dtype=torch.bool), points, arithmetic)
+        found = check(
+            context,
+            batch,
+            bounds,
+            rows,
+            Constraints.of((constraint, multiplier)),
+            torch.stack(allowed),
+            points,
+            arithmetic,
+        )
+        plain = check(
+            context, batch, bounds, rows, Constraints(), torch.ones(BOXES, POINTS, dtype=torch.bool), points, arithmetic
+        )
         tightened += int((found > plain).sum())
     assert tightened
 
@@ -142,11 +153,13 @@ def test_constraints_that_cancel_are_charged_for_what_they_sum():
     graph, context, batch, bounds, points, generator = setting(PROOF)
     x = graph.find("x")
     coefficient = torch.tensor([[[1.0, 1.0, 1.0]], [[-1.0, -1.0, -1.0]]], dtype=torch.float64)
-    constraint = LinearConstraint({x: coefficient}, torch.tensor([-10.0, -10.0], dtype=torch.float64))  # hold everywhere
+    constraint = LinearConstraint(
+        {x: coefficient}, torch.tensor([-10.0, -10.0], dtype=torch.float64)
+    )  # hold everywhere
     rows = some_rows(generator, False)
     multiplier = torch.full((6, 2), 1e17, dtype=torch.float64)
     multiplier[:, 1] -= 32.0
-    allowed = torch.ones(BOXES, 3000, dtype=torch.bool)
+    allowed = torch.ones(BOXES, POINTS, dtype=torch.bool)
     bound = check(context, batch, bounds, rows, Constraints.of((constraint, multiplier)), allowed, points, PROOF)
     near = LinearConstraint({x: coefficient}, torch.tensor([10.0, -10.0], dtype=torch.float64))
     holds = torch.stack([((points[b].sum(1) <= -10) & (points[b].sum(1) >= -10)) for b in range(BOXES)])
@@ -155,7 +168,9 @@ def test_constraints_that_cancel_are_charged_for_what_they_sum():
         context, sweep_from(graph, context.schedule.target), context.schedule.duals[0], batch, bounds, rows,
         constraints=Constraints.of((near, multiplier)),
     ).shape == bound.shape  # fmt: skip
-    plain = run.sweep(context, sweep_from(graph, context.schedule.target), context.schedule.duals[0], batch, bounds, rows)
+    plain = run.sweep(
+        context, sweep_from(graph, context.schedule.target), context.schedule.duals[0], batch, bounds, rows
+    )
     # The rounding of multipliers this large is worth more than 1, and is paid.
     cancel = LinearConstraint({x: coefficient}, torch.zeros(2, dtype=torch.float64))
     equal = torch.full((6, 2), 1e17, dtype=torch.float64)

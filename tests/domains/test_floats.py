@@ -12,9 +12,9 @@ from absdom import ops, testing
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic
 from absdom.ir.graph import Builder
 from absdom.passes import lower
+from absdom.plan.recipes import parse_recipe
 from absdom.problem import Problem, bound_rows
 from absdom.property import make_property
-from absdom.plan.recipes import parse_recipe
 from absdom.types import TensorType
 
 FLOAT64 = Arithmetic(torch.float64)
@@ -70,7 +70,9 @@ def test_charged_bounds_never_close_what_cancellation_opens(dtype, uncharged):
             wrong[method] += bool((testing.bounds_of(graph, *box, method, uncharged).lower > 0).any())
             bound = testing.bounds_of(graph, *box, method, PROOF)
             assert Fraction(bound.lower.item()) <= least, (seed, method)
-            assert Fraction(bound.lower.item()) > least - Fraction(1e-2 if dtype == "float32" else 1e-6), "charged beyond use"
+            assert Fraction(bound.lower.item()) > least - Fraction(1e-2 if dtype == "float32" else 1e-6), (
+                "charged beyond use"
+            )
     assert max(wrong.values()) >= NETWORKS // 20, f"no network of these misleads an uncharged bound: {wrong}"
 
 
@@ -78,12 +80,16 @@ def test_no_clause_of_a_cancelling_network_is_refuted_by_proofs():
     strict_closed = 0
     for seed in range(40):
         graph, low, high, least = cancelling(seed, "float64")
-        prop = make_property(low, high, [(0, [(np.array([1.0]), 0.0, False)])])  # counterexample: y <= 0, which there is
+        prop = make_property(
+            low, high, [(0, [(np.array([1.0]), 0.0, False)])]
+        )  # counterexample: y <= 0, which there is
         problem = Problem.of(graph, prop)
         for method in ("interval", "crown", "cap"):
             found = bound_rows(problem.engine.context(parse_recipe(method), PROOF), prop, np.arange(1))
             assert not prop.spec.refuted(found).any()
-            strict_closed += prop.spec.refuted(bound_rows(problem.engine.context(parse_recipe(method), FLOAT64), prop, np.arange(1))).any()
+            strict_closed += prop.spec.refuted(
+                bound_rows(problem.engine.context(parse_recipe(method), FLOAT64), prop, np.arange(1))
+            ).any()
     assert strict_closed, "uncharged bounds refute none of these: the test shows nothing"
 
 
@@ -108,6 +114,6 @@ def test_the_prologue_of_batch_norm_is_charged(variance):
                     gamma, beta, mean = (mpmath.mpf(t[j]) for t in stats)
                     factor = gamma / mpmath.sqrt(mpmath.mpf(variance) + mpmath.mpf(1e-30))
                     y = (mpmath.mpf(point[b, j].item()) - mean) * factor + beta
-                    assert mpmath.mpf(found.lower[b, j].item()) <= y <= mpmath.mpf(found.upper[b, j].item())
+                    assert mpmath.mpf(found.lower[b, 0, j].item()) <= y <= mpmath.mpf(found.upper[b, 0, j].item())
         width = (found.upper - found.lower).max().item()
         assert width <= 1e-11 * float(found.upper.abs().max()), "charged beyond use"

@@ -53,12 +53,18 @@ def test_bounds_of_rows_hold_in_exact_arithmetic(seed, on_inputs):
     for b in range(4):
         for _ in range(4):
             share = random.uniform(0, 1, n) if random.random() < 0.5 else random.integers(0, 2, n)
-            x = np.clip(prop.inputs.lower[b] + share * (prop.inputs.upper[b] - prop.inputs.lower[b]), prop.inputs.lower[b], prop.inputs.upper[b])
+            x = np.clip(
+                prop.inputs.lower[b] + share * (prop.inputs.upper[b] - prop.inputs.lower[b]),
+                prop.inputs.lower[b],
+                prop.inputs.upper[b],
+            )
             y = real_outputs(graph, x)[0]
             v = [*y, *x] if on_inputs else list(y)
             v = [Fraction(*t.as_integer_ratio()) if isinstance(t, float) else rational(t) for t in v]
             for r in np.flatnonzero(row_box == b):
-                real = sum(Fraction(float(c)) * t for c, t in zip(C[r], v, strict=True)) + Fraction(float(prop.spec.d[r]))
+                real = sum(Fraction(float(c)) * t for c, t in zip(C[r], v, strict=True)) + Fraction(
+                    float(prop.spec.d[r])
+                )
                 for m in METHODS:
                     assert Fraction(float(proved[m][r])) <= real, (m, b, r)
                     assert searched[m][r] <= float(real) + 1e-4 * (1 + abs(float(real))) * 10, (m, b, r)
@@ -96,7 +102,9 @@ def chain(seed: int, activation):
     builder = Builder()
     value = builder.input("x", TensorType((1, 4), "float64"))
     for size, following in ((4, 5), (5, 5), (5, 3)):
-        value = builder.add(ops.MatMul(), value, builder.param(torch.from_numpy(random.standard_normal((size, following))), "w"))
+        value = builder.add(
+            ops.MatMul(), value, builder.param(torch.from_numpy(random.standard_normal((size, following))), "w")
+        )
         value = builder.add(ops.Add(), value, builder.param(torch.from_numpy(random.standard_normal(following)), "b"))
         if following != 3:
             value = builder.add(activation, value)

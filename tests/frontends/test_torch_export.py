@@ -60,7 +60,7 @@ MODULES = {
 def build(name):
     torch.manual_seed(3)
     module, shape = MODULES[name]()
-    for buffer_name, buffer in module.named_buffers():
+    for buffer in module.buffers():
         if buffer.is_floating_point():
             buffer.copy_(torch.rand_like(buffer) + 0.5)
     return module.double().eval(), torch.rand(shape, dtype=torch.float64)
@@ -108,7 +108,9 @@ def test_gradcheck_through_a_bound(method, name):
         names, weights = names[-2:], weights[-2:]
 
     def bound(radius, *weights):
-        found = compiled.bounds(batch(example, radius), arithmetic=DOUBLE, params=dict(zip(names, weights, strict=True)))
+        found = compiled.bounds(
+            batch(example, radius), arithmetic=DOUBLE, params=dict(zip(names, weights, strict=True))
+        )
         return found.lower, found.upper
 
     radius = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absdom.frontends import vnnlib_dnf
-from absdom.frontends.vnnlib import read_vnnlib
 
 from absdom.errors import PropertyError
+from absdom.frontends import vnnlib_dnf
+from absdom.frontends.vnnlib import read_vnnlib
 from absdom.registry import service
 
 BENCHMARKS = Path(__file__).parents[3] / "shared" / "vnncomp"

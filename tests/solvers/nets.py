@@ -13,7 +13,9 @@ from absdom.ir.graph import Builder, Graph
 from absdom.types import TensorType
 
 
-def relu_net(sizes: tuple[int, ...], seed: int, residual: bool = False) -> tuple[Graph, list[tuple[np.ndarray, np.ndarray]]]:
+def relu_net(
+    sizes: tuple[int, ...], seed: int, residual: bool = False
+) -> tuple[Graph, list[tuple[np.ndarray, np.ndarray]]]:
     """A ReLU network (float64 weights) and its layers [(W, b), ...]; `residual` adds each hidden layer to the next."""
     generator = torch.Generator().manual_seed(seed)
     builder = Builder()
@@ -50,7 +52,9 @@ def exact_minimum(layers, c: np.ndarray, d: float, lower: np.ndarray, upper: np.
         w, b = layers[-1]
         objective = c @ (w.T @ matrix)
         constant = c @ (w.T @ offset + b) + d
-        found = linprog(objective, np.concatenate(rows), np.concatenate(rhs), bounds=list(zip(lower, upper, strict=True)))
+        found = linprog(
+            objective, np.concatenate(rows), np.concatenate(rhs), bounds=list(zip(lower, upper, strict=True))
+        )
         if found.status == 0:
             best = min(best, found.fun + constant)
     return best
