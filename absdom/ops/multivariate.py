@@ -182,8 +182,8 @@ class Softmax(Multivariate):
             total = self._sum_of_others(other, own, axis)
             ends.append(1 / (1 + total))
         # exp multiplies the rounding of a difference of size d by d; a sum of exps is ruled by its largest.
-        size = torch.maximum(lowers[0].abs(), uppers[0].abs()).amax(axis, keepdim=True)
-        slack = _ulp(ends[0], 1) * (16 + 4 * lowers[0].shape[axis] + 2 * size)
+        largest = uppers[0].amax(axis, keepdim=True) - lowers[0].amin(axis, keepdim=True)
+        slack = _ulp(ends[0], 1) * (16 + 4 * lowers[0].shape[axis] + largest)
         tiny = torch.finfo(ends[0].dtype).tiny
         low, high = ends[0] * (1 - slack) - tiny, ends[1] * (1 + slack) + tiny
         return torch.nan_to_num(low, nan=0.0).clamp(min=0), torch.nan_to_num(high, nan=1.0).clamp(max=1)

@@ -28,6 +28,9 @@ FLOAT64 = Arithmetic(torch.float64)
 def optimum(nu, centre, radius, norm, low, high) -> float:
     """min nu.x over the set, by a solver of its own."""
     n = len(nu)
+    low, high = np.maximum(low, centre - radius), np.minimum(high, centre + radius)
+    if radius == 0:
+        return float(nu @ centre)
     if norm == 1:  # x = c + p - q, sum(p + q) <= radius
         found = linprog(
             np.concatenate([nu, -nu]), A_ub=np.concatenate([np.ones((1, 2 * n)), np.block([[np.eye(n), -np.eye(n)], [-np.eye(n), np.eye(n)]])]),
@@ -44,7 +47,7 @@ def optimum(nu, centre, radius, norm, low, high) -> float:
             middle = np.sqrt(left * right)
             left, right = (middle, right) if np.linalg.norm(point(middle) - centre) > radius else (left, middle)
         return float(nu @ point(right))
-    return float(np.minimum(nu * np.maximum(low, centre - radius), nu * np.minimum(high, centre + radius)).sum())
+    return float(np.minimum(nu * low, nu * high).sum())
 
 
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clipped", "whole"])

@@ -62,22 +62,21 @@ def setting(arithmetic, method="crown"):
     share = torch.rand((BOXES, POINTS, 3), generator=generator, dtype=torch.float64)
     share[:, : POINTS // 5] = share[:, : POINTS // 5].round()
     points = batch.lower[:, None] + share * (batch.upper - batch.lower)[:, None]
-    return graph, context, batch, bounds, points, generator
+    real = [testing.enclose(graph, points[b]) for b in range(BOXES)]
+    return graph, context, batch, bounds, points, real, generator
 
 
-def check(context, batch, bounds, rows, constraints, allowed, points, arithmetic):
-    """No allowed point (mask "B K") lies below the bound of its rows."""
+def check(context, batch, bounds, rows, constraints, allowed, real, arithmetic):
+    """No allowed point (mask "B K"; `real` encloses the outputs) lies below the bound of its rows."""
     plan = sweep_from(context.graph, context.schedule.target)
     bound = run.sweep(context, plan, context.schedule.duals[0], batch, bounds, rows, constraints=constraints)
     box = rows.per_row(torch.arange(BOXES))
     for r in range(rows.count):
         b = int(box[r])
-        kept = points[b][allowed[b]]
-        if len(kept) == 0:
+        if not allowed[b].any():
             continue
-        real = testing.enclose(context.graph, kept)
         row = rows.dense()[r]
-        high = (row.clamp(min=0) * real.upper + row.clamp(max=0) * real.lower).flatten(1).sum(1)
+        high = (row.clamp(min=0) * real[b].upper + row.clamp(max=0) * real[b].lower)[allowed[b]].flatten(1).sum(1)
         slack = 1e-14 * row.abs().sum() if arithmetic.charged else 1e-9  # the product with the row, done here
         assert bound[r] <= high.min() + slack, (r, bound[r], high.min())
     return bound
@@ -91,7 +90,7 @@ def some_rows(generator, ragged: bool):
 @pytest.mark.parametrize("ragged", [False, True], ids=["rectangular", "ragged"])
 @pytest.mark.parametrize("arithmetic", [PROOF, FLOAT64], ids=["charged", "float64"])
 def test_split_constraints(arithmetic, ragged):
-    graph, context, batch, bounds, points, generator = setting(arithmetic)
+    graph, context, batch, bounds, points, real, generator = setting(arithmetic)
     tightened = 0
     for _ in range(8):
         node = graph.find(["first", "second"][int(torch.randint(2, (1,), generator=generator))])
@@ -102,8 +101,8 @@ def test_split_constraints(arithmetic, ragged):
         allowed = torch.stack(
             [(sign[b] * values(context, points[b])[node] <= 0).flatten(1).all(1) for b in range(BOXES)]
         )
-        bound = check(context, batch, bounds, rows, items, allowed, points, arithmetic)
-        plain = check(context, batch, bounds, rows, Constraints(), torch.ones_like(allowed), points, arithmetic)
+        bound = check(context, batch, bounds, rows, items, allowed, real, arithmetic)
+        plain = check(context, batch, bounds, rows, Constraints(), torch.ones_like(allowed), real, arithmetic)
         tightened += int((bound > plain).sum())
     assert tightened, "no multiplier ever helped: the constraint may not have been read"
 
@@ -112,7 +111,7 @@ def test_split_constraints(arithmetic, ragged):
 @pytest.mark.parametrize("arithmetic", [PROOF, FLOAT64], ids=["charged", "float64"])
 @pytest.mark.parametrize("scoped", [False, True], ids=["all boxes", "scoped"])
 def test_linear_constraints_over_inputs_and_nodes(arithmetic, ragged, scoped):
-    graph, context, batch, bounds, points, generator = setting(arithmetic)
+    graph, context, batch, bounds, points, real, generator = setting(arithmetic)
     nodes = {"x": 3, "first": 4, "second": 4, "out": 2}
     tightened = 0
     for _ in range(8):
@@ -138,11 +137,11 @@ def test_linear_constraints_over_inputs_and_nodes(arithmetic, ragged, scoped):
             rows,
             Constraints.of((constraint, multiplier)),
             torch.stack(allowed),
-            points,
+            real,
             arithmetic,
         )
         plain = check(
-            context, batch, bounds, rows, Constraints(), torch.ones(BOXES, POINTS, dtype=torch.bool), points, arithmetic
+            context, batch, bounds, rows, Constraints(), torch.ones(BOXES, POINTS, dtype=torch.bool), real, arithmetic
         )
         tightened += int((found > plain).sum())
     assert tightened
@@ -150,7 +149,7 @@ def test_linear_constraints_over_inputs_and_nodes(arithmetic, ragged, scoped):
 
 def test_constraints_that_cancel_are_charged_for_what_they_sum():
     """Two constraints with opposite coefficients and huge multipliers: their sum is zero, its rounding is not."""
-    graph, context, batch, bounds, points, generator = setting(PROOF)
+    graph, context, batch, bounds, points, real, generator = setting(PROOF)
     x = graph.find("x")
     coefficient = torch.tensor([[[1.0, 1.0, 1.0]], [[-1.0, -1.0, -1.0]]], dtype=torch.float64)
     constraint = LinearConstraint(
@@ -160,7 +159,7 @@ def test_constraints_that_cancel_are_charged_for_what_they_sum():
     multiplier = torch.full((6, 2), 1e17, dtype=torch.float64)
     multiplier[:, 1] -= 32.0
     allowed = torch.ones(BOXES, POINTS, dtype=torch.bool)
-    bound = check(context, batch, bounds, rows, Constraints.of((constraint, multiplier)), allowed, points, PROOF)
+    bound = check(context, batch, bounds, rows, Constraints.of((constraint, multiplier)), allowed, real, PROOF)
     near = LinearConstraint({x: coefficient}, torch.tensor([10.0, -10.0], dtype=torch.float64))
     holds = torch.stack([((points[b].sum(1) <= -10) & (points[b].sum(1) >= -10)) for b in range(BOXES)])
     assert not holds.any()  # an empty set: any bound is true
@@ -182,7 +181,7 @@ def test_constraints_that_cancel_are_charged_for_what_they_sum():
 
 
 def test_a_constraint_on_a_node_that_the_sweep_does_not_pass_is_an_error():
-    graph, context, batch, bounds, _, generator = setting(FLOAT64)
+    graph, context, batch, bounds, _, _, generator = setting(FLOAT64)
     out = graph.find("out")
     constraint = LinearConstraint({out: torch.ones(1, 1, 2, dtype=torch.float64)}, torch.ones(1, dtype=torch.float64))
     rows = Rows.dense_rows(torch.ones(2, 1, 4, dtype=torch.float64), BOXES)
