@@ -6,6 +6,7 @@ registered per (domain, kind of op) with `absdom.registry.register_rule`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
@@ -174,16 +175,16 @@ class Recipe:
         return Meet((self, other))
 
 
-class Forward(Recipe):
+class Forward(Recipe, ABC):
     """A domain whose states go from the inputs to the outputs. Rules: rule(op, at, states, errors, arithmetic)."""
 
+    @abstractmethod
     def lift(self, lower: torch.Tensor, upper: torch.Tensor, arithmetic: Arithmetic):
         """The state of an input, from its bounds "B *n"."""
-        raise NotImplementedError(f"{type(self).__name__}.lift")
 
+    @abstractmethod
     def concretize(self, state, arithmetic: Arithmetic) -> NodeBounds:
         """Interval bounds of a state."""
-        raise NotImplementedError(f"{type(self).__name__}.concretize")
 
 
 class Dual(Recipe):
@@ -195,16 +196,16 @@ class Dual(Recipe):
     pre: Recipe | None = None
 
 
-class LayerDual:
+class LayerDual(ABC):
     """How rows pass one kind of op: for all z in its bounds, <nu_out, f(z)> >= sum_i <part_i, z_i> + term."""
 
     def relax(self, place: Place, recipe: Dual):
         """What depends on bounds and knobs only, made once for all rows."""
         return None
 
+    @abstractmethod
     def pull(self, nu: Rows, place: Place, relaxation) -> tuple[tuple[Rows | None, ...], torch.Tensor | None]:
         """(one entry per varying input, None for zero rows; the term "R", charges included, None for zero)."""
-        raise NotImplementedError(f"{type(self).__name__}.pull")
 
 
 class AffineDual(LayerDual):

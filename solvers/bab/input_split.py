@@ -163,6 +163,8 @@ class InputSplit:
         With m_j = min of g_j x_j on the leaf and v = h + sum m_j the row's bound, a point with g.x + h <= 0 has
         g_i x_i <= m_i - v. The slack pays for every rounding here; v was charged before.
         """
+        if self.inputs.centre is not None:
+            return  # v was taken over the ball, not over the box
         low, high = leaves.lower[leaf], leaves.upper[leaf]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             least = np.minimum(slopes * low, slopes * high)

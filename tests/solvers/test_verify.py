@@ -4,10 +4,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from nets import exact_minimum, relu_net
 
 from absdom import api
+from absdom.arithmetic import PROOF
 from absdom.pipeline import Options, verify_problem
+from absdom.plan import run
 from absdom.problem import Problem
 from absdom.property import make_property
 from absdom.types import Clock
@@ -92,8 +95,6 @@ def test_rows_on_inputs():
 
 
 def identity_plus_one():
-    import torch
-
     from absdom import ops
     from absdom.ir.graph import Builder
     from absdom.types import TensorType
@@ -153,6 +154,28 @@ def test_an_l2_ball_is_verified_and_attacked():
         assert api.verify(graph, ball, timeout=10, device="cpu").verdict == verdict
 
 
+@pytest.mark.parametrize("norm", [1, 2])
+def test_balls_split_on_the_input_keep_their_minimum(norm):
+    """The ball's minimum lies above the box's: what shrinks leaves must not mistake one for the other."""
+    from absdom.property import InputSet, Property
+
+    random = np.random.default_rng(norm)
+    for seed in range(4):
+        graph, _ = relu_net((3, 6, 6, 2), 60 + seed)
+        base = make_property(-np.ones(3), np.ones(3), [(0, [([1.0, 0.0], 0.0, False)])])
+        points = random.standard_normal((40000, 3))
+        size = np.abs(points).sum(1) if norm == 1 else np.linalg.norm(points, axis=1)
+        points = 0.7 * points / size[:, None] * random.uniform(0, 1, (len(points), 1)) ** 0.2
+        problem = Problem.of(graph, base)
+        values = run.evaluate(problem.engine.evaluator(PROOF), torch.from_numpy(points))[:, 0]
+        least = float(values.min())
+        for offset, impossible in ((1e-3, "unsat"), (-0.1, "sat")):
+            spec = make_property(-np.ones(3), np.ones(3), [(0, [([1.0, 0.0], -least - offset, False)])]).spec
+            ball = Property(InputSet.ball(np.zeros(3), 0.7, norm=norm, clip=None), spec)
+            result = api.verify(graph, ball, timeout=10, attack=False, device="cpu")
+            assert result.verdict != impossible, (seed, offset)
+
+
 def test_stages_see_the_clock():
     graph, _ = relu_net((3, 5, 2), 1)
     prop = make_property(-np.ones(3), np.ones(3), [(0, [([1.0, 0.0], 0.0, False)])])
@@ -163,7 +186,6 @@ def test_stages_see_the_clock():
 
 @pytest.mark.gpu
 def test_gpu_agrees():
-    torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
     for seed in range(4):
