@@ -169,9 +169,13 @@ def verify(
     attack: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    started: float | None = None,
 ) -> Result:
-    """Verify `prop` (path or Property) on `model` (path, Graph or torch module); seconds count from this call."""
-    clock = Clock(timeout)
+    """Verify `prop` (path or Property) on `model` (path or Graph).
+
+    Seconds count from `started`, a reading of `time.monotonic` (default: this call).
+    """
+    clock = Clock(timeout) if started is None else Clock(timeout, started)
     if not timeout > 0:
         raise UsageError(f"timeout {timeout} is not a positive number of seconds")
     recipe = None if method == "auto" else recipe_of(method)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from absdom.types import Clock
+
 
 def ascend(
     bound: Callable[[dict[str, torch.Tensor]], torch.Tensor],
@@ -13,11 +15,13 @@ def ascend(
     limits: dict[str, tuple[float, float]],
     rates: dict[str, float],
     steps: int,
+    clock: Clock,
     decay: float = 0.95,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Maximise the sum of bound(knobs) "B" by Adam with projection; the best value and knobs of each problem.
 
-    Every knob has the problems B as its leading axis. Problems that are solved (bound > 0) stop to matter.
+    Every knob has the problems B as its leading axis. Problems that are solved (bound > 0) stop to matter. A deadline
+    ends the ascent with what was reached.
     """
     live = {name: value.detach().clone().requires_grad_(True) for name, value in knobs.items()}
     optimiser = torch.optim.Adam([{"params": [v], "lr": rates[n]} for n, v in live.items()], betas=(0.9, 0.99))
@@ -32,7 +36,7 @@ def ascend(
             for name, tensor in live.items():
                 mask = better.reshape(-1, *[1] * (tensor.dim() - 1))
                 kept[name] = torch.where(mask, tensor.detach(), kept.get(name, tensor.detach()))
-        if step == steps or bool((best > 0).all()):
+        if step == steps or clock.passed() or bool((best > 0).all()):
             break
         optimiser.zero_grad()
         (-value[best <= 0].sum()).backward()

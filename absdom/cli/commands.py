@@ -40,7 +40,7 @@ def verify(args: argparse.Namespace) -> int:
     check_writable("--counterexample", args.counterexample)
     result = _api(args).verify(
         args.model, args.property, timeout=args.timeout, method=args.method, device=args.device,
-        attack=not args.no_attack, seed=args.seed, progress=_chat,
+        attack=not args.no_attack, seed=args.seed, progress=_chat, started=args.started,
     )  # fmt: skip
     try:
         if args.counterexample and result.witness is not None:

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import time
 import traceback
 from typing import NoReturn
 
@@ -149,9 +150,11 @@ def _message(error: Exception) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors are one line on stderr, `absdom: error: ...`, and code 2."""
+    started = time.monotonic()  # a timeout counts from here, imports included
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = build_parser().parse_args(argv)
+        args.started = started
         from absdom.cli import commands
 
         code = commands.run(args)

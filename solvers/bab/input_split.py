@@ -16,6 +16,7 @@ import torch
 
 from absdom.arithmetic import PROOF
 from absdom.domain import InputBatch, Recipe
+from absdom.errors import Deadline
 from absdom.plan import memory, run
 from absdom.plan.plan import Tighten
 from absdom.problem import Problem
@@ -74,7 +75,11 @@ class InputSplit:
             children = self._split(leaves.take(chosen), batch)
             if len(children) == 0:  # nothing left to cut: boxes of width zero that stay open
                 break
-            leaves = leaves.take(rest).join(self._bound(children))
+            try:
+                still_open = self._bound(children)
+            except Deadline:
+                break
+            leaves = leaves.take(rest).join(still_open)
             finished = len(leaves) == 0
             if self.progress is not None:
                 self.progress(self.bounded, len(leaves), float(leaves.value.min(initial=0.0)))
@@ -100,7 +105,7 @@ class InputSplit:
             if isinstance(s, Tighten)
         )
         by_bytes = memory.CHUNK_BYTES // memory.box_bytes(graph, 8)
-        return int(np.clip(FLOPS_PER_ROUND / max(per_box, 1), 8, min(LARGEST_BATCH, by_bytes)))
+        return int(np.clip(FLOPS_PER_ROUND / max(per_box, 1), 2, min(LARGEST_BATCH, by_bytes)))
 
     def _split(self, leaves: Leaves, batch: int) -> Leaves:
         """Cut every leaf in two along its input; few leaves are cut several times, to fill the batch."""
@@ -146,12 +151,12 @@ class InputSplit:
         context, arithmetic = self.context, self.context.arithmetic
         with torch.no_grad():
             batch = InputBatch.of(self._sets(leaves), arithmetic)
-            bounds = run.propagate(context, batch)
+            bounds = run.propagate(context, batch, self.clock)
             C = arithmetic.tensor(self.spec.C[row].toarray())
             rows = Rows.dense_rows(C, len(leaves), torch.as_tensor(leaf, device=C.device))
             seen, relaxations = {}, {}
             d = arithmetic.tensor(self.spec.d[row])
-            value = run.row_bounds(context, batch, bounds, rows, d, relaxations, trace=seen)
+            value = run.row_bounds(context, batch, bounds, rows, d, relaxations, self.clock, trace=seen)
             steep = run.sensitivity(context, bounds, rows, relaxations).cpu().numpy()
             slopes = run.input_slopes(context.graph, seen, rows).cpu().numpy()
         points = np.where(slopes > 0, leaves.lower[leaf], leaves.upper[leaf])

@@ -224,7 +224,7 @@ class ReluSplit:
             limits = {"slope": (0.0, 1.0), "beta": (0.0, torch.inf)}
             rates = {"slope": SLOPE_RATE, "beta": SPLIT_RATE * self._size(leaves)}
             start = {"slope": leaves.slope.float(), "beta": leaves.beta.float()}
-            leaves.value, knobs = ascend(value, start, limits, rates, steps)
+            leaves.value, knobs = ascend(value, start, limits, rates, steps, self.clock)
             leaves.slope, leaves.beta = knobs["slope"].half(), knobs["beta"].half()
         with torch.no_grad():
             trace: dict = {}
