@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 import types
 
 import numpy as np
@@ -59,6 +60,7 @@ def test_options_reach_the_api(api):
     main(["verify", "m", "p", "--timeout", "2.5", "--method", "ibp", "--device", "cpu", "--no-attack", "--seed", "9"])
     ((model, prop, options),) = api.calls
     del options["progress"]
+    assert 0 <= time.monotonic() - options.pop("started") < 60
     assert (model, prop) == ("m", "p")
     assert options == {"timeout": 2.5, "method": "ibp", "device": "cpu", "attack": False, "seed": 9}
     main(["verify", "m", "p"])
