@@ -145,7 +145,9 @@ def bound_rows(
 def _add_corners(corners: dict, context, batch, bounds, nu: Rows, rows: np.ndarray, relaxations) -> None:
     """One more sweep of the first rows, in one chunk, to see their planes at the inputs."""
     plan = context.schedule.final
-    count = min(nu.count, memory.chunk_rows(context.graph, plan.nodes, 4, context.arithmetic.device))
+    count = min(
+        nu.count, memory.chunk_rows(context.graph, plan.nodes, 4, context.arithmetic.device, memory.CHUNK_BYTES)
+    )
     first, seen = nu.slice(0, count), {}
     run.sweep(context, plan, context.schedule.duals[0], batch, bounds, first, relaxations, trace=seen)
     slopes = run.input_slopes(context.graph, seen, first)

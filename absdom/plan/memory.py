@@ -9,6 +9,7 @@ from absdom.ops import affine
 from absdom.passes import liveness
 
 CHUNK_BYTES = 384 * 2**20  # the tensors of one chunk of rows
+CACHE_BYTES = 16 * 2**20  # on a CPU a chunk that stays near the caches is faster (OVAL21: by up to 1.5 times)
 CHUNK_SECONDS = 0.5  # so that deadlines hold
 ASSUMED_FLOPS = {"cpu": 2e10, "cuda": 1e13}  # only scales chunks; never a verdict
 
@@ -31,9 +32,11 @@ def row_bytes(graph: Graph, nodes: tuple[int, ...], itemsize: int) -> int:
     return liveness.sweep_peak(graph, nodes) * itemsize
 
 
-def chunk_rows(graph: Graph, nodes: tuple[int, ...], itemsize: int, device: str) -> int:
-    """How many rows to sweep at once."""
-    by_bytes = CHUNK_BYTES // max(1, row_bytes(graph, nodes, itemsize))
+def chunk_rows(graph: Graph, nodes: tuple[int, ...], itemsize: int, device: str, budget: int | None = None) -> int:
+    """How many rows to sweep at once, in `budget` bytes (default: what suits the device)."""
+    if budget is None:
+        budget = CHUNK_BYTES if device.startswith("cuda") else CACHE_BYTES
+    by_bytes = budget // max(1, row_bytes(graph, nodes, itemsize))
     work = sum(flops(graph, i) for i in nodes) * (itemsize / 4)
     rate = ASSUMED_FLOPS["cuda" if device.startswith("cuda") else "cpu"]
     by_time = int(CHUNK_SECONDS * rate / max(1, work))

@@ -135,7 +135,7 @@ class ReluSplit:
 
     def _batch_size(self) -> int:
         nodes = self.search.schedule.final.nodes
-        rows = memory.chunk_rows(self.graph, nodes, 4, self.search.arithmetic.device)
+        rows = memory.chunk_rows(self.graph, nodes, 4, self.search.arithmetic.device, memory.CHUNK_BYTES)
         per_leaf = max(1, int(np.bincount(self.spec.clause).max()))
         by_bytes = memory.CHUNK_BYTES // memory.box_bytes(self.graph, 8)
         return int(np.clip(min(rows // (2 * per_leaf), by_bytes), 2, LARGEST_BATCH))
