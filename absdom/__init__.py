@@ -14,13 +14,19 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "absdom.api": ("bound", "compile", "info", "load", "verify"),
+    "absdom.api": ("batch_statistics", "bound", "compile", "info", "load", "verify"),
     "absdom.errors": ("AbsdomError", "GraphError", "ModelError", "PropertyError", "UnsupportedOp", "UsageError"),
     "absdom.ir.graph": ("Graph",),
     "absdom.property": ("InputSet", "Property", "Spec", "make_property"),
     "absdom.verdict": ("Result", "Witness"),
 }
 _LAZY = {name: module for module, names in _HOME.items() for name in names}
+# The property language comes from a front end, found through the registry.
+_LANGUAGE = (
+    "all_of", "any_of", "argmax", "argmin", "ball", "box", "forall", "implies", "inputs", "maximum", "minimum",
+    "network", "outputs", "robust",
+)  # fmt: skip
+_LAZY |= dict.fromkeys(_LANGUAGE, "absdom.registry")
 
 __all__ = ["__version__", *sorted(_LAZY)]
 
@@ -28,7 +34,8 @@ __all__ = ["__version__", *sorted(_LAZY)]
 def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module 'absdom' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    value = module.service("properties")()[name] if name in _LANGUAGE else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from absdom import registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic, precise_backends
 from absdom.domain import InputBatch, NodeBounds, Recipe
-from absdom.errors import UnsupportedOp, UsageError
+from absdom.errors import PropertyError, UnsupportedOp, UsageError
 from absdom.ir.graph import Graph
 from absdom.ir.text import print_graph
 from absdom.passes import lower
@@ -23,19 +23,35 @@ from absdom.pipeline import Options, sha256, verify_problem
 from absdom.plan import run
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
-from absdom.problem import Problem, bound_rows
+from absdom.problem import Problem, bound_rows, undefined_places, within_budget
 from absdom.property import InputSet, Property
 from absdom.types import Clock
-from absdom.verdict import Result
+from absdom.verdict import Result, Witness
 
 
-def load(model, example=None) -> Graph:
-    """A Graph from an ONNX file (path, `.onnx` or `.onnx.gz`) or from a torch module with an example input."""
-    if isinstance(model, Graph):
-        return model
+def load(model, example=None, hidden: Sequence[str] = (), batch_norm: str | None = None) -> Graph:
+    """A Graph from an ONNX file (path, `.onnx` or `.onnx.gz`) or from a torch module with an example input.
+
+    A Graph, a Compiled and a `network` of the property language give their own. hidden: names of values inside the
+    model that the graph shall have as further outputs, behind the model's own. batch_norm, of a torch module: "eval"
+    for the running statistics, "train" for statistics that each run is given (see `batch_statistics`).
+    """
+    if isinstance(getattr(model, "graph", None), Graph):
+        model = model.graph
     if isinstance(model, torch.nn.Module):
-        return registry.service("torch")(model, example)
-    return registry.service("onnx")(model)
+        model = registry.service("torch")(model, example, batch_norm)
+    if isinstance(model, Graph):
+        return replace(model, outputs=(*model.outputs, *map(model.find, hidden))) if hidden else model
+    return registry.service("onnx")(model, **({"hidden": hidden} if hidden else {}))
+
+
+def batch_statistics(module: torch.nn.Module, *args, **kwargs) -> tuple[object, dict[str, torch.Tensor]]:
+    """Run a torch module on a batch: its output, and the statistics of its batch norms as parameters by label.
+
+    They go into `Compiled.bounds(params=...)` of a graph that was loaded with batch_norm="train", and gradients through
+    the bounds reach what made them.
+    """
+    return registry.service("batch-statistics")(module, *args, **kwargs)
 
 
 def recipe_of(method: str | Recipe) -> Recipe:
@@ -68,13 +84,14 @@ class Compiled:
 
     def bounds(
         self,
-        inputs: InputSet | InputBatch,
+        inputs: InputSet | InputBatch | Property,
         layer: str | None = None,
         *,
         arithmetic: Arithmetic = SEARCH,
         params: Mapping[str, torch.Tensor] | None = None,
     ) -> NodeBounds:
-        """Bounds "B *n" of a layer by its name in the file (default: the output) over a batch of input sets.
+        """Bounds "B *n" of a layer by its name in the file (default: the output) over a batch of input sets (a
+        property stands for its own).
 
         `params` replaces weights by label; gradients flow to those that need them. With `arithmetic=PROOF` the
         bounds hold over the reals.
@@ -82,17 +99,22 @@ class Compiled:
         node = self.target if layer is None else self.graph.find(layer)
         schedule = make_schedule(self.graph, self.recipe, node)
         context = run.prepare(schedule, arithmetic, {**self.graph.params, **(params or {})})
+        inputs = inputs.inputs if isinstance(inputs, Property) else inputs
         batch = InputBatch.of(inputs, arithmetic) if isinstance(inputs, InputSet) else inputs
         return run.node_bounds(context, batch)
 
 
-def compile(graph: Graph, recipe: str | Recipe = "crown") -> Compiled:
-    """Compile a recipe for the graph's output."""
+def compile(graph: Graph, recipe: str | Recipe = "crown", output: str | None = None) -> Compiled:
+    """Compile a recipe for the graph's output: the one of that name, where it has several."""
     precise_backends()
     graph = lower(graph)
-    if len(graph.outputs) != 1:
-        raise UsageError(f"the graph has {len(graph.outputs)} outputs; compile works on graphs with one")
-    return Compiled(graph, recipe_of(recipe), graph.outputs[0])
+    if output is None and len(graph.outputs) != 1:
+        names = [name for name, node in graph.names.items() if node in graph.outputs]
+        raise UsageError(
+            f"the graph has {len(graph.outputs)} outputs; say which to compile for, compile(graph, recipe, output), of "
+            f"{', '.join(sorted(names))}"
+        )
+    return Compiled(graph, recipe_of(recipe), graph.outputs[0] if output is None else graph.find(output))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,24 +142,34 @@ class GraphJudge:
             return run.evaluate(self._context, torch.from_numpy(x.reshape(1, -1))).numpy().ravel()
 
 
-def read_task(model, prop, check: bool = True) -> Task:
-    """Read both; after loading, the graph must agree with onnxruntime on points of the property's input sets."""
+def _file(model) -> str | Path | None:
+    """The file of a model given by its path or as a `network` of the property language."""
+    if isinstance(getattr(model, "graph", None), Graph):
+        return getattr(model, "path", None)
+    return model if isinstance(model, (str, Path)) else None
+
+
+def read_task(model, prop, network: str | None = None, example=None) -> Task:
+    """Read both. `network`: the name under which the query has to declare the model, if one was given."""
     files = {}
     if isinstance(prop, Property):
         property = prop
     else:
         property = registry.service("vnnlib")(prop)
         files |= {"property": str(prop), "property_sha256": sha256(prop)}
-    graph = load(model)
-    if isinstance(model, (str, Path)):
-        files = {"model": str(model), "model_sha256": sha256(model), **files}
-        judge = registry.service("judge")(model)
-    else:
-        judge = None
+    interface = property.interface
+    if network is not None and interface is not None and interface.network != network:
+        raise UsageError(f"the query declares the network {interface.network!r}, a model was given for {network!r}")
+    exposed = {} if interface is None or not interface.hidden else {"hidden": interface.hidden}
+    graph, path = load(model, example, **exposed), _file(model)
+    judge = None
+    if path is not None:
+        files = {"model": str(path), "model_sha256": sha256(path), **files}
+        judge = registry.service("judge")(path, **exposed)
     return Task(graph, property, judge, files)
 
 
-def make_problem(task: Task, device: str = "cpu") -> tuple[Problem, object]:
+def make_problem(task: Task, device: str = "cpu", points: int = 4) -> tuple[Problem, object]:
     """The problem and its judge; the loaded graph is compared with the judge on random points of the input sets."""
     problem = Problem.of(task.graph, task.property, device)
     if task.judge is None:
@@ -146,8 +178,9 @@ def make_problem(task: Task, device: str = "cpu") -> tuple[Problem, object]:
         return problem, GraphJudge(attach_vector(task.graph, False))
     inputs = task.property.inputs
     generator = np.random.default_rng(0)
-    boxes = generator.integers(0, len(inputs), size=4)
-    points = inputs.lower[boxes] + generator.random((4, inputs.size)) * (inputs.upper[boxes] - inputs.lower[boxes])
+    boxes = generator.integers(0, len(inputs), size=points)
+    share = generator.random((points, inputs.size))
+    sample = inputs.lower[boxes] + share * (inputs.upper[boxes] - inputs.lower[boxes])
     context = problem.engine.evaluator(SEARCH)
 
     def graph_eval(x: np.ndarray) -> np.ndarray:
@@ -155,7 +188,7 @@ def make_problem(task: Task, device: str = "cpu") -> tuple[Problem, object]:
             out = run.evaluate(context, context.arithmetic.tensor(x)).cpu().numpy()
         return out[:, : task.property.outputs]
 
-    registry.service("check-agreement")(graph_eval, task.judge, points.astype(np.float32))
+    registry.service("check-agreement")(graph_eval, task.judge, sample.astype(np.float32))
     return problem, task.judge
 
 
@@ -170,10 +203,13 @@ def verify(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     started: float | None = None,
+    network: str | None = None,
+    example=None,
 ) -> Result:
-    """Verify `prop` (path or Property) on `model` (path or Graph).
+    """Verify `prop` (path or Property) on `model` (all that `load` takes; a torch module needs an example input).
 
-    Seconds count from `started`, a reading of `time.monotonic` (default: this call).
+    Seconds count from `started`, a reading of `time.monotonic` (default: this call). `network`: the name that a
+    VNN-LIB 2 query has to give the model (default: any).
     """
     clock = Clock(timeout) if started is None else Clock(timeout, started)
     if not timeout > 0:
@@ -181,7 +217,7 @@ def verify(
     recipe = None if method == "auto" else recipe_of(method)
     flags = precise_backends()
     where = pick_device(device)
-    task = read_task(model, prop)
+    task = read_task(model, prop, network, example)
     problem, judge = make_problem(task, where)
     options = Options(recipe, str(method), attack, seed, progress)
     result = verify_problem(problem, judge, clock, options)
@@ -217,19 +253,50 @@ class BoundReport:
         return {"rows": rows, "seconds": self.seconds, "peak_mb": self.peak_mb, "method": self.method}
 
 
-def bound(model, prop, *, method: str | Recipe = "crown", device: str = "auto", proof: bool = False) -> BoundReport:
-    """One bounding call over all rows of the property, in float32 (`proof`: in charged float64)."""
+BUDGET = 600.0  # predicted seconds of a bounding call, above which a cheaper method takes its place
+
+
+def bound(
+    model,
+    prop,
+    *,
+    method: str | Recipe = "crown",
+    device: str = "auto",
+    proof: bool = False,
+    budget: float = BUDGET,
+    progress: Callable[[str], None] | None = None,
+) -> BoundReport:
+    """One bounding call over all rows of the property, in float32 (`proof`: in charged float64).
+
+    A method of which more than `budget` seconds are predicted gives way to crown-ibp or ibp; `progress` is told, and
+    the report names what was run. Raises PropertyError where nothing can be bounded because a function is not defined
+    on all of the input set.
+    """
     precise_backends()
-    task = read_task(model, prop)
-    problem, _ = make_problem(task, pick_device(device))
-    context = problem.engine.context(recipe_of(method), PROOF if proof else SEARCH)
-    every = np.arange(task.property.spec.rows)
+    problem, _ = make_problem(read_task(model, prop), pick_device(device))
+    name, recipe, note = within_budget(problem, str(method), recipe_of(method), budget)
+    if note and progress is not None:
+        progress(note)
+    return bound_problem(problem, name, recipe, PROOF if proof else SEARCH)
+
+
+def bound_problem(problem: Problem, name: str, recipe: Recipe, arithmetic: Arithmetic = SEARCH) -> BoundReport:
+    """The same for a problem that is already made."""
+    spec = problem.property.spec
+    context = problem.engine.context(recipe, arithmetic)
+    every = np.arange(spec.rows)
     started = time.perf_counter()
-    value = bound_rows(context, task.property, every)
+    value = bound_rows(context, problem.property, every)
     seconds = time.perf_counter() - started
-    rows = [(int(c), r, float(v)) for r, (c, v) in enumerate(zip(task.property.spec.clause, value, strict=True))]
+    if not np.isfinite(value).all() and (places := undefined_places(problem)):
+        raise PropertyError(
+            f"{int((~np.isfinite(value)).sum())} of {len(value)} rows have no finite bound: {places[0]}"
+            + (f" (and {len(places) - 1} nodes more)" if len(places) > 1 else "")
+            + "; split the input set, or keep the operand away from there"
+        )
+    rows = [(int(c), r, float(v)) for r, (c, v) in enumerate(zip(spec.clause, value, strict=True))]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return BoundReport(rows, seconds, peak, str(method))
+    return BoundReport(rows, seconds, peak, name)
 
 
 def plan(model, prop, *, method: str | Recipe = "crown") -> str:
@@ -240,7 +307,7 @@ def plan(model, prop, *, method: str | Recipe = "crown") -> str:
 
 
 def info(model) -> dict:
-    """Ops, shapes and parameters of a model, and the ops that are not supported."""
+    """Ops, shapes and parameters of a model, how each domain treats each op, and the ops that are not supported."""
     try:
         graph = load(model)
     except UnsupportedOp as error:
@@ -249,14 +316,27 @@ def info(model) -> dict:
     for node in graph.nodes:
         counts[node.op.name] = counts.get(node.op.name, 0) + 1
     parameters = sum(t.numel() for t in graph.params.values())
+    from absdom.coverage import treatment
+
     return {
         "inputs": [str(graph.nodes[i].type) for i in graph.inputs],
         "outputs": [str(graph.nodes[i].type) for i in graph.outputs],
         "ops": {k: v for k, v in sorted(counts.items()) if k not in ("Input", "Param")},
         "parameters": parameters,
         "unsupported": [],
+        "treatment": "\n".join(treatment(lower(graph))),
         "graph": print_graph(graph),
     }
+
+
+def supports(capability: str) -> list[str]:
+    """The lines that answer `supports --<capability>` of the VNN-LIB standard's command line."""
+    return registry.service("supports")(capability)
+
+
+def serialise_assignments(witness: Witness, folder: str | Path) -> None:
+    """Write the tensors of a witness of a VNN-LIB 2 query as ONNX TensorProtos, `folder`/NAME.pb."""
+    registry.service("serialise-assignments")(witness, folder)
 
 
 def coverage() -> str:

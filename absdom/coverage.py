@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from absdom import registry
 from absdom.domain import Recipe
-from absdom.ir.op import Affine, Composite, Elementwise, Multivariate
+from absdom.ir.graph import Graph
+from absdom.ir.op import Affine, Composite, Elementwise, Input, Multivariate, Param
 
 
 def domains() -> list[type]:
@@ -37,3 +39,12 @@ def table() -> str:
         files = {Path(f).name for op in registry.ops().values() if (f := registry.rule_file(domain, op))}
         lines.append(f"Rules of {domain.name}: {', '.join(sorted(files))}.")
     return "\n".join(lines)
+
+
+def treatment(graph: Graph) -> list[str]:
+    """One line per op of a lowered graph: how often it occurs, and how each domain treats it."""
+    counts = Counter(type(node.op) for node in graph.nodes if not isinstance(node.op, (Input, Param)))
+    return [
+        f"{op.__name__} ({count}): " + ", ".join(f"{d.name} {cell(d, op)}" for d in domains())
+        for op, count in sorted(counts.items(), key=lambda item: item[0].__name__)
+    ]

@@ -100,6 +100,28 @@ class InputBatch(NamedTuple):
             x = self.centre[:, None] + step
         return torch.minimum(torch.maximum(x, self.lower[:, None]), self.upper[:, None])
 
+    def lowest(self, slopes: torch.Tensor) -> torch.Tensor:
+        """Points "B k n" of the sets (up to rounding) where <slopes, x> is least, for slopes "B k n"."""
+        corner = torch.where(slopes > 0, self.lower[:, None], self.upper[:, None])
+        if self.centre is None:
+            return corner
+        step, radius = corner - self.centre[:, None], self.radius[:, None, None]
+        step = torch.where(slopes == 0, 0, step)
+        if self.norm == 1:  # the budget goes to the steepest inputs first, each as far as the box lets it
+            order = slopes.abs().argsort(-1, descending=True)
+            wanted = step.abs().gather(-1, order)
+            taken = torch.minimum(wanted, (radius - wanted.cumsum(-1) + wanted).clamp(min=0))
+            step = step.sign() * torch.zeros_like(step).scatter(-1, order, taken)
+        else:  # along -slopes; what the box stops is given to the others, a few times
+            room, free = step.abs(), slopes != 0
+            for _ in range(8):
+                spent = torch.where(free, 0, room).square().sum(-1, keepdim=True)
+                length = torch.where(free, slopes, 0).norm(dim=-1, keepdim=True).clamp(min=1e-30)
+                size = slopes.abs() * ((radius.square() - spent).clamp(min=0).sqrt() / length)
+                free = free & (size < room)
+            step = step.sign() * torch.minimum(torch.where(free, size, room), room)
+        return self.project(self.centre[:, None] + step)
+
     def _ball(self, nu: Rows) -> torch.Tensor:
         """The ball met with the box, by its dual: max over m >= 0 of sum_i min over [lo, hi] of nu d + m |d|^p, less
         m radius^p. Any m >= 0 gives a valid bound; a search over m, which is concave, picks one."""
@@ -256,8 +278,8 @@ class LinearConstraint:
 
     def inject(self, node: int, nu: Rows, multiplier: torch.Tensor) -> Rows:
         """`multiplier` "R K" (>= 0)."""
-        coefficients = self.terms[node]
-        return nu.shift((self._in_scope(nu, multiplier) @ coefficients.flatten(1)).reshape(-1, *nu.shape))
+        coefficients = self.terms[node].reshape(self.count, -1)
+        return nu.shift((self._in_scope(nu, multiplier) @ coefficients).reshape(-1, *nu.shape))
 
     def inject_size(self, node: int, nu: Rows, multiplier: torch.Tensor) -> Rows:
         """What `inject` sums, in absolute values; `nu` is already absolute."""

@@ -15,7 +15,7 @@ import numpy as np
 from absdom import registry
 from absdom.arithmetic import PROOF
 from absdom.domain import Recipe
-from absdom.problem import Problem, bound_rows, recipe_stage
+from absdom.problem import Problem, bound_rows, recipe_stage, undefined_places
 from absdom.property import InputSet
 from absdom.types import Clock
 from absdom.verdict import Result, StageReport, Witness
@@ -55,7 +55,8 @@ class Confirm:
         clauses = self.property.satisfied(exact if not moved.any() else x, y, box)
         if moved.any():
             clauses = tuple(q for q in clauses if self._holds_really(exact, q))
-        return Witness(x, y, clauses, self.judge.name, int(moved.sum())) if clauses else None
+        interface = self.property.interface
+        return Witness(x, y, clauses, self.judge.name, int(moved.sum()), interface) if clauses else None
 
     def _holds_really(self, exact: np.ndarray, clause: int) -> bool:
         """Do charged float64 bounds show that every atom of the clause holds at this point?"""
@@ -142,6 +143,8 @@ def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log)
         verdict, reason = "timeout", f"{len(problem.open)} of {len(problem.closed)} clauses open at the deadline"
     else:
         verdict, reason = "unknown", f"the method left {len(problem.open)} of {len(problem.closed)} clauses open"
+        if places := undefined_places(problem):
+            reason += f"; {places[0]}"
     if problem.solved:
         known = problem.lower[np.isfinite(problem.lower)]  # clauses that a search closed have no bound of their own
     else:

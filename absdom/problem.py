@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,25 +14,64 @@ from absdom.arithmetic import PROOF, SEARCH, Arithmetic
 from absdom.domain import InputBatch, Recipe
 from absdom.errors import Deadline, PropertyError
 from absdom.ir.graph import Builder, Graph
-from absdom.ops.shape import Concat, Reshape
+from absdom.ops.affine import Add, Mul
+from absdom.ops.functions import Power
+from absdom.ops.shape import Concat, Reshape, Take
 from absdom.passes import lower
-from absdom.plan import memory, run
+from absdom.plan import cost, memory, run
 from absdom.plan.planner import make_schedule
 from absdom.property import Property
 from absdom.rows import Rows
 from absdom.types import Clock
 
 
-def attach_vector(graph: Graph, on_inputs: bool) -> Graph:
-    """The graph with one output: all outputs flat, side by side, and the inputs behind them if rows mention them."""
+def attach_vector(graph: Graph, on_inputs: bool, products: Sequence[tuple[int, ...]] = ()) -> Graph:
+    """The graph with one output, the vector of a property: all outputs flat, side by side; behind them the products of
+    elements of outputs and inputs (places there), and the inputs, if rows mention them."""
     builder = Builder()
     new = {i: builder.copy(node, node.inputs, graph.params) for i, node in enumerate(graph.nodes)}
-    parts = [*graph.outputs, *(graph.inputs if on_inputs else ())]
-    flat = [builder.add(Reshape((builder.type(new[i]).numel,)), new[i]) for i in parts]
-    vector = flat[0] if len(flat) == 1 else builder.add(Concat(0), *flat)
+    outputs, inputs = (
+        [builder.add(Reshape((builder.type(new[i]).numel,)), new[i]) for i in group]
+        for group in (graph.outputs, graph.inputs if on_inputs or products else ())
+    )
+    parts = list(outputs)
+    if products:
+        parts.append(_products(builder, _side_by_side(builder, [*outputs, *inputs]), products))
+    vector = _side_by_side(builder, [*parts, *(inputs if on_inputs else ())])
+    if not builder.finish([vector]).varying[vector]:  # outputs that are constants: bounds start at an input
+        first = new[graph.inputs[0]]
+        first = builder.add(Take(0, (0,)), builder.add(Reshape((builder.type(first).numel,)), first))
+        zero = builder.param(torch.zeros(1, dtype=getattr(torch, builder.type(first).dtype)), "zero")
+        vector = builder.add(Add(), vector, builder.add(Mul(), first, zero))
     for name, i in graph.names.items():
         builder.name(name, new[i])
     return lower(builder.finish([vector]))
+
+
+def _side_by_side(builder: Builder, parts: list[int]) -> int:
+    return parts[0] if len(parts) == 1 else builder.add(Concat(0), *parts)
+
+
+def _products(builder: Builder, values: int, products: Sequence[tuple[int, ...]]) -> int:
+    """The products of elements of the flat node `values`, "P". Those with equal exponents, such as all a a b, share
+    their ops; a repeated factor becomes a Power, whose bounds know that both factors are one."""
+    groups: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
+    for k, product in enumerate(products):
+        factors, exponents = zip(*Counter(product).most_common(), strict=True)
+        groups.setdefault(exponents, []).append((k, factors))
+    parts, order = [], []
+    for exponents, members in groups.items():
+        chain = None
+        for f, exponent in enumerate(exponents):
+            part = builder.add(Take(0, tuple(factors[f] for _, factors in members)), values)
+            part = part if exponent == 1 else builder.add(Power(float(exponent)), part)
+            chain = part if chain is None else builder.add(Mul(), chain, part)
+        parts.append(chain)
+        order += [k for k, _ in members]
+    found = _side_by_side(builder, parts)
+    if order == sorted(order):
+        return found
+    return builder.add(Take(0, tuple(sorted(range(len(order)), key=order.__getitem__))), found)
 
 
 @dataclass(eq=False)
@@ -67,6 +107,8 @@ class Problem:
 
     @staticmethod
     def of(graph: Graph, prop: Property, device: str = "cpu") -> Problem:
+        if prop.interface is not None:
+            prop.interface.check(*([graph.nodes[i].type for i in group] for group in (graph.inputs, graph.outputs)))
         inputs = sum(graph.nodes[i].type.numel for i in graph.inputs)
         outputs = sum(graph.nodes[i].type.numel for i in graph.outputs)
         if (prop.inputs.size, prop.outputs) != (inputs, outputs):
@@ -75,7 +117,7 @@ class Problem:
                 f"the network has {inputs} and {outputs}"
             )
         clauses, rows = prop.spec.clauses, prop.spec.rows
-        engine = Engine(attach_vector(graph, prop.on_inputs), device)
+        engine = Engine(attach_vector(graph, prop.on_inputs, prop.products), device)
         return Problem(engine, prop, np.full(clauses, -np.inf), np.zeros(clauses, dtype=bool), np.full(rows, -np.inf))
 
     @property
@@ -151,7 +193,11 @@ def _add_corners(corners: dict, context, batch, bounds, nu: Rows, rows: np.ndarr
     first, seen = nu.slice(0, count), {}
     run.sweep(context, plan, context.schedule.duals[0], batch, bounds, first, relaxations, trace=seen)
     slopes = run.input_slopes(context.graph, seen, first)
-    points = torch.where(slopes > 0, first.per_row(batch.lower), first.per_row(batch.upper))
+    centre, radius = (None if t is None else first.per_row(t) for t in (batch.centre, batch.radius))
+    sets = batch._replace(
+        lower=first.per_row(batch.lower), upper=first.per_row(batch.upper), centre=centre, radius=radius
+    )
+    points = sets.lowest(slopes[:, None])[:, 0]
     corners.update(zip(rows[:count].tolist(), points.double().cpu().numpy(), strict=True))
 
 
@@ -171,3 +217,49 @@ def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
     box = spec.row_box()
     hints = [(int(box[r]), x) for r, x in corners.items() if not problem.closed[spec.clause[r]]]
     return replace(problem, hints=(*problem.hints, *hints))
+
+
+def interval_bounds(problem: Problem) -> tuple[dict, int]:
+    """Interval bounds of all nodes over the first few boxes, and how many boxes those are."""
+    context = problem.engine.evaluator(SEARCH)
+    sample = np.arange(min(cost.SAMPLE, len(problem.property.inputs)))
+    with torch.no_grad():
+        batch = InputBatch.of(problem.property.inputs.select(sample), context.arithmetic)
+        return run.propagate(context, batch), len(sample)
+
+
+def within_budget(problem: Problem, method: str, recipe: Recipe, budget: float) -> tuple[str, Recipe, str]:
+    """`recipe` or the first cheaper one with a predicted cost of at most `budget` seconds: its name, itself, and a note.
+
+    Cheaper than a recipe that tightens intermediate bounds by sweeps is the linear domain over interval bounds
+    (CROWN-IBP), and cheaper than that are intervals, which are taken whatever they cost.
+    """
+    cheaper = {name: registry.recipes()[name]() for name in ("crown-ibp", "ibp")}
+    bounds, boxes = interval_bounds(problem)
+    note = ""
+    for name, candidate in ({method: recipe} | cheaper).items():
+        context = problem.engine.context(candidate, SEARCH)
+        prop = problem.property
+        work = cost.predicted_flops(context, bounds, boxes, len(prop.inputs), prop.spec.rows)
+        seconds = cost.predicted_seconds(work, problem.engine.device)
+        if seconds <= budget or not context.schedule.duals:
+            break
+        note = note or f"{method} would cost {seconds:.3g} s by prediction, above the budget of {budget:g} s"
+    return name, candidate, f"{note}: {name} instead" if note else ""
+
+
+def undefined_places(problem: Problem) -> list[str]:
+    """The nodes that divide by what may be zero, or leave the domain of their function otherwise, in the first boxes."""
+    bounds, _ = interval_bounds(problem)
+    graph, found = problem.engine.graph, []
+    for i in sorted(bounds):
+        reads = graph.nodes[i].inputs
+        if graph.nodes[i].op.kind == "affine" or not all(j in bounds for j in reads) or not reads:
+            continue
+        mask = graph.nodes[i].op.undefined([bounds[j].lower for j in reads], [bounds[j].upper for j in reads])
+        if mask is not None and mask.any():
+            j = reads[-1]  # the operand that decides: a denominator comes last
+            k = tuple(int(t) for t in mask.nonzero()[0])
+            low, high = bounds[j].lower[k].item(), bounds[j].upper[k].item()
+            found.append(f"{graph.nodes[i].source} may leave its domain: its operand is known to lie in [{low:.6g}, {high:.6g}]")
+    return found

@@ -1,6 +1,7 @@
 """What is asked of a network: a batch of cases, each an input set with clauses of rows that describe counterexamples.
 
-A *row* is c.v + d over one vector v (the outputs, flattened and laid side by side; then the inputs, when `on_inputs`).
+A *row* is c.v + d over one vector v: the outputs, flattened and laid side by side; then `products` of values; then the
+inputs, when `on_inputs`. (Values inside the network that rows speak of are further outputs: see `interface`.)
 It is positive where its atom of the counterexample fails. A *clause* is a conjunction of atoms: a counterexample of a
 clause is a point of its box at which no row is positive (a strict atom: no row is >= 0). A property holds (`unsat`)
 when no clause of any case has a counterexample.
@@ -10,12 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import inf
+from functools import cached_property
+from math import inf, prod
 
 import numpy as np
 import scipy.sparse as sp
 
+from absdom import registry
 from absdom.errors import PropertyError
+from absdom.interface import Interface
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,8 @@ class InputSet:
             i = _first(self.lower > self.upper)
             b = int(np.argwhere(self.lower > self.upper)[0][0])
             raise PropertyError(
-                f"input X_{i}: the lower bound {self.lower[b, i]!r} is above the upper bound {self.upper[b, i]!r}"
+                f"input X_{i}: the lower bound {float(self.lower[b, i])!r} is above the upper bound "
+                f"{float(self.upper[b, i])!r}"
             )
 
     @staticmethod
@@ -63,8 +68,8 @@ class InputSet:
             raise PropertyError(f"norm {norm} is not one of 1, 2, inf")
         centre = np.atleast_2d(np.asarray(centre, dtype=np.float64))
         radius = np.broadcast_to(np.asarray(radius, dtype=np.float64), (len(centre),)).copy()
-        if not (radius >= 0).all():
-            raise PropertyError("a radius is negative or NaN")
+        if not ((radius >= 0) & np.isfinite(radius)).all():
+            raise PropertyError("a radius is negative, infinite or NaN")
         # One ulp outward: the sums round, and the box has to hold the ball.
         lower = np.nextafter(centre - radius[:, None], -inf)
         upper = np.nextafter(centre + radius[:, None], inf)
@@ -94,15 +99,35 @@ class InputSet:
             return False
         if self.centre is None:
             return True
+        radius = self.radius[box]
+        size = np.linalg.norm(x - self.centre[box], self.norm)
+        if 1e-100 < radius < 1e100 and abs(size - radius) > 1e-9 * radius:
+            return bool(size < radius)  # roundoff is far below this difference
         power = int(self.norm)
         total = sum(
             abs(Fraction(float(a)) - Fraction(float(c))) ** power for a, c in zip(x, self.centre[box], strict=True)
         )
-        return total <= Fraction(float(self.radius[box])) ** power
+        return total <= Fraction(float(radius)) ** power
 
     def round_into(self, point: np.ndarray, box: int) -> np.ndarray:
         """The float32 point next to `point`, inside the box in every coordinate whose interval holds a float32 number;
-        the others (see `without_float32`) get the number nearest to their interval."""
+        the others (see `without_float32`) get the number nearest to their interval. Points that rounding took out of
+        the ball are drawn towards its centre."""
+        x = self._round_into_box(point, box)
+        if self.centre is None or self.contains(x, box):
+            return x
+        centre, radius = self.centre[box], self.radius[box]
+        step = point.astype(np.float64) - centre
+        length, most = (np.linalg.norm(t, self.norm) for t in (step, np.spacing(x).astype(np.float64)))
+        if most >= radius or length == 0:
+            return x  # a ball as small as float32's steps
+        for share in (0.1, 0.5, 1.0):
+            x = self._round_into_box(centre + step * ((radius - share * most) / length), box)
+            if self.contains(x, box):
+                break
+        return x
+
+    def _round_into_box(self, point: np.ndarray, box: int) -> np.ndarray:
         x = np.clip(point.astype(np.float64), self.lower[box], self.upper[box])
         near = x.astype(np.float32)
         inner = np.where(near < self.lower[box], np.nextafter(near, np.float32(inf)), near)
@@ -168,43 +193,64 @@ class Spec:
 class Property:
     """A disjunction of cases flattened to boxes, clauses and rows; see the head of this file.
 
-    `on_inputs`: the rows run over the outputs and, behind them, the inputs. `shape`: flat sizes (inputs, outputs).
+    `on_inputs`: the inputs are the last part of the rows' vector. `products`: each the places of its factors (repeats
+    allowed) in the outputs with the inputs behind them. `interface`: the tensors as a query declares them, or None;
+    its hidden ones are outputs behind those of the model.
     """
 
     inputs: InputSet
     spec: Spec
     on_inputs: bool = False
     names: tuple[str, ...] = field(default=(), repr=False)  # optional, one per clause, for reports
+    products: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    interface: Interface | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if self.spec.clauses and int(self.spec.box.max()) >= len(self.inputs):
             raise PropertyError("a clause belongs to a box that does not exist")
         if not (np.isfinite(self.spec.C.data).all() and np.isfinite(self.spec.d).all()):
             raise PropertyError("a coefficient of the property is NaN or infinite")
+        values = self.outputs + self.inputs.size
+        if any(len(p) < 2 or not all(0 <= f < values for f in p) for p in self.products):
+            raise PropertyError("a product of the property has fewer than two factors, or one that does not exist")
 
     @property
     def outputs(self) -> int:
-        """Number of outputs the rows speak of."""
-        return self.spec.C.shape[1] - (self.inputs.size if self.on_inputs else 0)
+        """Number of outputs, hidden values included, that the rows speak of."""
+        return self.spec.C.shape[1] - len(self.products) - (self.inputs.size if self.on_inputs else 0)
 
     def vector(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.concatenate([y.ravel(), x.ravel()]) if self.on_inputs else y.ravel()
+        """The vector "v" of the rows, in float64: products are rounded there."""
+        values = np.concatenate([y.ravel(), x.ravel()]).astype(np.float64)
+        with np.errstate(over="ignore", under="ignore"):
+            products = np.append(values, 1.0)[self._factors].prod(axis=1)
+        return np.concatenate([values[: self.outputs], products, values[self.outputs :] if self.on_inputs else ()])
+
+    @cached_property
+    def _factors(self) -> np.ndarray:
+        """`products` as one array, with the place behind all values where a product has fewer factors than others."""
+        longest = max(map(len, self.products), default=0)
+        fill = self.outputs + self.inputs.size
+        rows = [(*p, *[fill] * (longest - len(p))) for p in self.products]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), longest)
 
     def satisfied(self, x: np.ndarray, y: np.ndarray, box: int) -> tuple[int, ...]:
         """The clauses of `box` all of whose atoms hold at input x with output y: in rationals, with no tolerance."""
-        v = self.vector(x, y).astype(np.float64)
-        if not np.isfinite(v).all():
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
             return ()
+        v = self.vector(x, y)
         clauses = np.flatnonzero(self.spec.box == box)
         rows = np.flatnonzero(np.isin(self.spec.clause, clauses))
         C = self.spec.C[rows]
-        values = C @ v + self.spec.d[rows]
-        scale = abs(C) @ np.abs(v) + np.abs(self.spec.d[rows])
-        # Rows that are clearly positive need no exact arithmetic.
-        hopeless = set(self.spec.clause[rows[values > 1e-9 * scale]].tolist())
+        with np.errstate(all="ignore"):
+            values = C @ v + self.spec.d[rows]
+            scale = abs(C) @ np.abs(v) + np.abs(self.spec.d[rows])
+        # Rows that are clearly positive need no exact arithmetic. (An infinite product is never clear.)
+        hopeless = set(self.spec.clause[rows[(values > 1e-9 * scale) & np.isfinite(scale)]].tolist())
+        exact = _Exact(self, x, y)
         found = []
         for q in clauses.tolist():
-            if q not in hopeless and all(self._fails(r, v) for r in rows[self.spec.clause[rows] == q]):
+            if q not in hopeless and all(self._fails(r, exact) for r in rows[self.spec.clause[rows] == q]):
                 found.append(q)
         return tuple(found)
 
@@ -213,16 +259,37 @@ class Property:
         boxes = [b for b in range(len(self.inputs)) if self.inputs.contains(x.ravel(), b)]
         return tuple(q for b in boxes for q in self.satisfied(x, y, b))
 
-    def _fails(self, row: int, v: np.ndarray) -> bool:
-        """Is row `row` not positive at v (strict: negative), in exact arithmetic? Then its atom holds."""
+    def _fails(self, row: int, exact: _Exact) -> bool:
+        """Is row `row` not positive (strict: negative), in exact arithmetic? Then its atom holds."""
         c = self.spec.C.getrow(row)
         total = Fraction(float(self.spec.d[row])) + sum(
-            Fraction(float(a)) * Fraction(float(v[j])) for a, j in zip(c.data, c.indices, strict=True)
+            Fraction(float(a)) * exact[int(j)] for a, j in zip(c.data, c.indices, strict=True)
         )
         return total < 0 if self.spec.strict[row] else total <= 0
 
     def with_spec(self, spec: Spec) -> Property:
         return replace(self, spec=spec)
+
+    def to_vnnlib(self) -> str:
+        """VNN-LIB 1.0 text that reads back to these boxes, rows and clauses. Raises PropertyError for an l_p ball."""
+        return registry.service("write-vnnlib")(self)
+
+
+class _Exact:
+    """The elements of a property's vector at one point, as rationals: products are not rounded."""
+
+    def __init__(self, prop: Property, x: np.ndarray, y: np.ndarray):
+        self.prop = prop
+        self.values = np.concatenate([y.ravel(), x.ravel()])
+
+    def __getitem__(self, place: int) -> Fraction:
+        first, products = self.prop.outputs, self.prop.products
+        if first <= place < first + len(products):
+            return prod(self._value(f) for f in products[place - first])
+        return self._value(place if place < first else place - len(products))
+
+    def _value(self, place: int) -> Fraction:
+        return Fraction(float(self.values[place]))
 
 
 def make_property(

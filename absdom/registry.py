@@ -82,6 +82,7 @@ def load_plugin(path: str) -> None:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"plug-in {path}: no such file")
+    load()  # what a plug-in replaces has to be there first
     key = str(file.resolve())
     if key in _loaded:
         return

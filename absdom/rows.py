@@ -11,7 +11,9 @@ from math import prod
 
 import torch
 
-from absdom.ir.op import Affine, At
+from absdom.ir.op import Affine, At, Block
+
+GATHERED = 2**22  # elements of coefficients that ragged rows gather at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,24 @@ class Rows:
         nu = nu.expand(nu.shape[0], *torch.broadcast_shapes(nu.shape[1:], lower.shape[1:]))
         pulled, _ = self._with(nu).relax(lower, upper, None, None)
         return pulled._with(unbroadcast(pulled.dense_data, at.inputs[index].shape))
+
+    def spread_blocks(self, pairs: list[tuple[Block, Block]]) -> list[Rows]:
+        """Rows behind pairs of planes, one pair per operand, whose coefficients are Blocks."""
+        data = self.dense()
+
+        def through(nu, chosen):
+            positive, negative = nu.clamp(min=0), nu.clamp(max=0)
+            return [(low.transpose(positive) + high.transpose(negative)).flatten(0, 1) for low, high in chosen]
+
+        if self.box is None:
+            return [self._with(t) for t in through(data.reshape(self.boxes, -1, *data.shape[1:]), pairs)]
+        largest = max(t.numel() // t.shape[0] for pair in pairs for t in pair[0].tensors().values())
+        size = max(1, GATHERED // largest)
+        parts = [
+            through(nu.unsqueeze(1), [(low.select(box), high.select(box)) for low, high in pairs])
+            for nu, box in zip(data.split(size), self.box.split(size), strict=True)
+        ]
+        return [self._with(torch.cat(part)) for part in zip(*parts, strict=True)]
 
     def relax(self, lower, upper, lower_bias, upper_bias) -> tuple[Rows, torch.Tensor | None]:
         """Rows and constants behind a pair of lines: nu+ takes the lower line, nu- the upper one.

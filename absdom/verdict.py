@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from absdom.interface import Interface, Variable
+
 WORDS = ("unsat", "sat", "unknown", "timeout")
 EXIT_CODE = {"unsat": 0, "sat": 1, "error": 2, "unknown": 3, "timeout": 4}
 
@@ -19,9 +21,26 @@ class Witness:
     clauses: tuple[int, ...]
     judge: str  # what computed y, with its version
     moved: int = 0  # inputs whose interval holds no float32 number: the nearest was used, and the point itself proved
+    interface: Interface | None = None  # the tensors that a VNN-LIB 2 query declares
+
+    def tensors(self) -> list[tuple[Variable, np.ndarray]]:
+        """The declared tensors with their values, in the order of the query."""
+        found, place = [], {"input": 0, "output": 0, "hidden": 0}
+        place["hidden"] = sum(v.size for v in self.interface.of_kind("output"))
+        for variable in self.interface.variables:
+            start, values = place[variable.kind], self.x if variable.kind == "input" else self.y
+            place[variable.kind] += variable.size
+            found.append((variable, values[start : start + variable.size].reshape(variable.shape)))
+        return found
 
     def text(self) -> str:
-        """VNN-COMP's format: ((X_0 v) ... (Y_0 v) ...), each number printed so that it reads back exactly."""
+        """VNN-COMP's format: ((X_0 v) ... (Y_0 v) ...), each number printed so that it reads back exactly.
+
+        For a VNN-LIB 2 query its own: a line with name, type and shape for each tensor, then its values, one a line.
+        """
+        if self.interface is not None:
+            lines = [[str(v), *map(_number, values.ravel())] for v, values in self.tensors()]
+            return "".join(f"{line}\n" for group in lines for line in group)
         lines = [f"(X_{i} {_number(v)})" for i, v in enumerate(self.x)]
         lines += [f"(Y_{i} {_number(v)})" for i, v in enumerate(self.y)]
         return "(" + "\n ".join(lines) + ")\n"

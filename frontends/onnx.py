@@ -6,6 +6,7 @@ constants are folded exactly: see `onnx_values`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,38 @@ import onnx
 from onnx import TensorProto
 
 from absdom.errors import GraphError, ModelError, UnsupportedOp
-from absdom.frontends import onnx_shapes  # noqa: F401  (registers its handlers)
-from absdom.frontends.onnx_file import array, constant, dense, element_type, live_nodes, parse, read_bytes
+from absdom.frontends import (  # noqa: F401  (they register their handlers)
+    onnx_conv,
+    onnx_einsum,
+    onnx_fourier,
+    onnx_logic,
+    onnx_normalise,
+    onnx_quantise,
+    onnx_ragged,
+    onnx_recurrent,
+    onnx_reduce,
+    onnx_resize,
+    onnx_sample,
+    onnx_shapes,
+    onnx_smooth,
+    onnx_structure,
+)
+from absdom.frontends.onnx_control import CONTROL, expand
+from absdom.frontends.onnx_file import (
+    array,
+    constant,
+    dense,
+    element_type,
+    expose,
+    live_nodes,
+    parse,
+    read_bytes,
+    reads,
+)
+from absdom.frontends.onnx_functions import write_out
 from absdom.frontends.onnx_judge import Judge, check_agreement
 from absdom.frontends.onnx_ops import CHECKS, HANDLERS
-from absdom.frontends.onnx_values import COMPUTED, EXACT, Call, Problem, Translation, Value
+from absdom.frontends.onnx_values import COMPUTED, EXACT, Call, Problem, Translation, Value, result_types
 from absdom.ir.graph import Graph
 from absdom.registry import register_service
 from absdom.types import Source, TensorType
@@ -26,17 +54,21 @@ __all__ = ["Judge", "check_agreement", "load_onnx"]
 
 
 @register_service("onnx")
-def load_onnx(path: str | Path | None = None, *, data: bytes | None = None) -> Graph:
-    """The graph of an ONNX model, `.onnx` or gzipped, opset 7 to 22, float32 or float64, given by path or by bytes.
+def load_onnx(path: str | Path | None = None, *, data: bytes | None = None, hidden: Sequence[str] = ()) -> Graph:
+    """The graph of an ONNX model, `.onnx` or gzipped, opset 7 to 28, float32 or float64, given by path or by bytes.
 
+    hidden: names of values inside the model that the graph shall have as further outputs, behind the model's own.
     Raises ModelError for what is no legal model, and one UnsupportedOp that lists all nodes that are not supported.
     """
     data, where = read_bytes(path, data)
     model, opset = parse(data, where)
+    model = write_out(model, opset, where)
+    outputs = expose(model, hidden, where)
     calls = live_nodes(model.graph, where)
     t = Translation(opset, HANDLERS, where)
     _inputs(t, model.graph)
-    _weights(t, model.graph, {name for call in calls for name in call.inputs} | {o.name for o in model.graph.output})
+    read = {name for call in calls for name in reads(call.proto)}
+    _weights(t, model.graph, read | {o.name for o in model.graph.output})
     problems: dict[tuple[str, str], list[str]] = {}
     for call in calls:
         problem = _translate(t, call, bool(problems))
@@ -45,7 +77,7 @@ def load_onnx(path: str | Path | None = None, *, data: bytes | None = None) -> G
     if problems:
         raise _unsupported(problems, where, opset)
     try:
-        return t.builder.finish([t.emit(t.values[o.name]) for o in model.graph.output])
+        return t.builder.finish([t.output(t.values[name]) for name in outputs])
     except Problem as problem:
         raise ModelError(f"{where}: an output cannot be used: {problem}") from None
 
@@ -99,10 +131,15 @@ def _translate(t: Translation, call: Call, doubtful: bool) -> str | None:
     `doubtful`: there were problems before, so that an error here may be their consequence.
     """
     inputs = [t.values[name] for name in call.inputs if name]
-    varies = any(v.varies for v in inputs) and call.op not in ("Shape", "Size")
+    read = inputs[:1] if call.op == "CastLike" else inputs  # of the second one it takes the element type only
+    varies = any(v.varies for v in read) and call.op not in ("Shape", "Size")
     problem = None
     try:
-        if call.op not in HANDLERS and (varies or call.op not in EXACT | COMPUTED):
+        if call.op in CONTROL:
+            if not any(v.broken for v in inputs):
+                expand(t, call, _translate)
+                return None
+        elif call.op not in HANDLERS and (varies or call.op not in EXACT | COMPUTED):
             raise Problem("")
         if call.op in CHECKS:
             CHECKS[call.op](call)
@@ -123,18 +160,23 @@ def _translate(t: Translation, call: Call, doubtful: bool) -> str | None:
 
 
 def _make(t: Translation, call: Call, varies: bool) -> None:
-    if call.op == "Constant":
+    if onnx_ragged.concerns(t, call):
+        onnx_ragged.translate(t, call)
+    elif call.op == "Constant":
         t.values[call.outputs[0]] = _constant(call.outputs[0], constant(call, t.where))
     elif call.op in ("Shape", "Size"):
         shape = np.array(t.shape(call, 0), dtype=np.int64)
         shape = shape.prod() if call.op == "Size" else shape[call.get("start", 0) : call.get("end")]
         t.values[call.outputs[0]] = Value(call.outputs[0], array=np.asarray(shape))
+    elif call.op == "CastLike" and not varies:
+        t.cast_like(call)
     elif not varies:
         t.fold(call)
     else:
-        for name, node in zip(call.outputs, t.translate(call), strict=False):
+        types = [t.dtype(call, i) if call.has(i) else None for i in range(len(call.inputs))]
+        for name, node, element in zip(call.outputs, t.translate(call), result_types(call, types), strict=False):
             if name:
-                t.values[name] = Value(name, node)
+                t.values[name] = Value(name, node, element=element)
                 t.builder.name(name, node)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import io
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from absdom.errors import ModelError
 from absdom.frontends.onnx_values import Call
 
-OPSETS = range(7, 23)
+OPSETS = range(7, 29)
 DOMAINS = ("", "ai.onnx")
 LARGEST_FILE = 2**31  # bytes: no protobuf message is larger
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -60,6 +62,20 @@ def parse(data: bytes, where: str) -> tuple[onnx.ModelProto, int]:
             f"(onnx.version_converter changes the opset of a model)"
         )
     return model, opsets.pop()
+
+
+def expose(model: onnx.ModelProto, names: Sequence[str], where: str) -> list[str]:
+    """Make these values inside the model outputs of it, in place; the names of all outputs: its own, then these."""
+    own = [o.name for o in model.graph.output]
+    made = {name for node in model.graph.node for name in node.output if name}
+    for name in names:
+        if name not in made:
+            near = difflib.get_close_matches(name, made, 1)
+            hint = f" (is {near[0]!r} meant?)" if near else ""
+            raise ModelError(f"{where}: no node of the model makes a value called {name!r}{hint}")
+        if name not in (o.name for o in model.graph.output):
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    return [*own, *names]
 
 
 def element_type(number: int) -> str:
@@ -133,6 +149,25 @@ def decode(proto: onnx.NodeProto, read: set[str]) -> Call:
     return Call(op, name, tuple(proto.input), outputs, attributes, proto)
 
 
+def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside of a node: branches and bodies."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The names that a node reads: its inputs, and what graphs inside of it take from around them."""
+    names = [name for name in node.input if name]
+    for graph in graphs_of(node):
+        own = {i.name for i in (*graph.input, *graph.initializer)}
+        own.update(name for inner in graph.node for name in inner.output)
+        inside = [name for inner in graph.node for name in reads(inner)] + [o.name for o in graph.output]
+        names += [name for name in inside if name not in own]
+    return names
+
+
 def live_nodes(graph: onnx.GraphProto, where: str) -> list[Call]:
     """The nodes that the outputs depend on, in the order of the file, which has to be topological."""
     maker: dict[str, int] = {}
@@ -153,7 +188,7 @@ def live_nodes(graph: onnx.GraphProto, where: str) -> list[Call]:
             continue
         if (i := maker[name]) not in live:
             live.add(i)
-            needed = [n for n in graph.node[i].input if n]
+            needed = reads(graph.node[i])
             late = [n for n in needed if maker.get(n, -1) >= i]
             if late:
                 raise ModelError(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from absdom.errors import ModelError
-from absdom.frontends.onnx_file import read_bytes
+from absdom.frontends.onnx_file import expose, parse, read_bytes
 from absdom.registry import register_service
 
 TOLERANCE = 1e-4  # of the largest value that an output takes
@@ -21,13 +21,19 @@ ALL_ZERO = 1e-6  # absolute, where the judge gives nothing but zeros
 class Judge:
     """An onnxruntime session on the CPU, with its default optimisations and one thread, on an unchanged model.
 
-    `inputs`, `outputs`: flat sizes; `output_names`: filled at the first run, one (name, size) per output.
+    `inputs`, `outputs`: flat sizes; `output_names`: filled at the first run, one (name, size) per output. `hidden`:
+    names of values inside the model; the model runs with them as further outputs, behind its own.
     """
 
-    def __init__(self, path: str | Path | None = None, *, data: bytes | None = None):
+    def __init__(self, path: str | Path | None = None, *, data: bytes | None = None, hidden: Sequence[str] = ()):
         import onnxruntime
 
         data, self.where = read_bytes(path, data)
+        self._wanted = None
+        if hidden:
+            model, _ = parse(data, self.where)
+            self._wanted = expose(model, hidden, self.where)
+            data = model.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -69,13 +75,16 @@ class Judge:
             size = prod(shape)
             feed[name] = np.ascontiguousarray(point[start : start + size].reshape(shape), dtype=dtype)
             start += size
+        names = [o.name for o in self._session.get_outputs()]
         try:
             outputs = self._session.run(None, feed)
         except Exception as error:
             raise ModelError(f"{self.where}: onnxruntime cannot run it: {_line(error)}") from None
         if not all(isinstance(o, np.ndarray) and o.dtype.kind in "fiub" for o in outputs):
             raise ModelError(f"{self.where}: an output is no tensor of numbers")
-        names = (o.name for o in self._session.get_outputs())
+        if self._wanted is not None:
+            found = dict(zip(names, outputs, strict=True))
+            names, outputs = self._wanted, [found[name] for name in self._wanted]
         self.output_names = tuple((name, o.size) for name, o in zip(names, outputs, strict=True))
         return np.concatenate([o.ravel() for o in outputs])
 

@@ -7,16 +7,26 @@ from math import inf, prod
 import numpy as np
 
 from absdom import ops
-from absdom.errors import ModelError
+from absdom.errors import ModelError, UsageError
 from absdom.frontends.onnx_values import Call, Problem, Translation
 
 HANDLERS: dict = {}
 CHECKS: dict = {}
 
 
-def translates(*names: str):
-    """Decorator: the function writes these ONNX ops as absdom ops."""
-    return lambda handler: HANDLERS.update(dict.fromkeys(names, handler)) or handler
+def translates(*names: str, replace: bool = False):
+    """Decorator: the function writes these ONNX ops as absdom ops. An op of another domain has its name in front:
+    "com.example.Mine". What is written already is only written anew with `replace`."""
+
+    def decorate(handler):
+        for name in names:
+            if name in HANDLERS and not replace:
+                files = " and in ".join(h.__code__.co_filename for h in (HANDLERS[name], handler))
+                raise UsageError(f"the ONNX op {name} is translated twice: in {files}; say replace=True if that is meant")
+            HANDLERS[name] = handler
+        return handler
+
+    return decorate
 
 
 def checks(*names: str):
@@ -35,19 +45,15 @@ def binary(t: Translation, call: Call):
     if call.op == "Div" and divisor is not None and not divisor.all():
         raise Problem("it divides by a constant that is zero somewhere")
     made = {"Add": ops.Add, "Sub": ops.Sub, "Mul": ops.Mul, "Div": ops.Div}[call.op]()
-    return t.add(made, t.node(call, 0), t.node(call, 1))
+    out = t.add(made, t.node(call, 0), t.node(call, 1))
+    if call.op == "Div" and t.dtype(call, 0).kind in "iu":
+        return t.add(ops.Truncate(), out)
+    return out
 
 
 @translates("Neg", "Relu", "Abs", "Sigmoid", "Tanh", "Sign")
 def unary(t: Translation, call: Call):
     return t.add(getattr(ops, call.op)(), t.node(call, 0))
-
-
-@translates("Sqrt")
-def sqrt(t: Translation, call: Call):
-    if t.value(call, 0).varies:
-        raise Problem("only the square root of a constant is supported")
-    return t.add(ops.Sqrt(), t.node(call, 0))
 
 
 @translates("LeakyRelu")
@@ -74,14 +80,15 @@ def clip(t: Translation, call: Call):
     return x if (low, high) == (-inf, inf) else t.add(ops.Clip(min(low, high), high), x)
 
 
-@translates("Softmax")
+@translates("Softmax", "LogSoftmax")
 def softmax(t: Translation, call: Call):
-    x, shape = t.node(call, 0), t.shape(call, 0)
+    x, shape, op = t.node(call, 0), t.shape(call, 0), getattr(ops, call.op)
     axis = t.axis(call, call.get("axis", -1 if t.opset >= 13 else 1), len(shape))
     if t.opset >= 13 or axis == len(shape) - 1:
-        return t.add(ops.Softmax(axis), x)
+        return t.add(op(axis), x)
+    # Up to opset 12 it runs over all axes from this one on.
     flat = t.reshape(x, (prod(shape[:axis]), prod(shape[axis:])))
-    return t.reshape(t.add(ops.Softmax(1), flat), shape)
+    return t.reshape(t.add(op(1), flat), shape)
 
 
 @translates("MatMul")
@@ -197,13 +204,9 @@ def pool(t: Translation, call: Call):
         op = ops.MaxPool(*where)
     else:
         op = ops.AveragePool(*where, count_padding=bool(call.get("count_include_pad", 0)))
-    out = t.add(op, t.node(call, 0))
-    for n, count, k, s, d, p in zip(
-        shape[2:], t.builder.type(out).shape[2:], kernel, strides, dilations, before, strict=True
-    ):
-        if any(not any(0 <= o * s - p + d * i < n for i in range(k)) for o in range(count)):
-            raise Problem("a window lies wholly in the padding")
-    return out
+    if op.kernel and op.has_empty_window(shape[2:]):
+        raise Problem("a window lies wholly in the padding")
+    return t.add(op, t.node(call, 0))
 
 
 @translates("GlobalAveragePool")
@@ -214,32 +217,44 @@ def global_average_pool(t: Translation, call: Call):
     return t.add(ops.ReduceMean(tuple(range(2, rank))), t.node(call, 0))
 
 
-@translates("ReduceSum", "ReduceMean")
-def reduce(t: Translation, call: Call):
-    x, shape = t.node(call, 0), t.shape(call, 0)
+def axes_to_reduce(t: Translation, call: Call) -> tuple[int, ...]:
+    """The axes that a reduction runs over, in order; none where an empty list asks for nothing to be done."""
+    rank = len(t.shape(call, 0))
     axes = t.integers(call, 1, "axes") if call.has(1) else tuple(call.get("axes") or ())
     if not axes:
-        if call.get("noop_with_empty_axes", 0):
-            return x
-        axes = range(len(shape))
-    axes = tuple(sorted({t.axis(call, a, len(shape)) for a in axes}))
-    if not axes:
-        return x  # a number without axes
-    out = t.add((ops.ReduceSum if call.op == "ReduceSum" else ops.ReduceMean)(axes), x)
+        return () if call.get("noop_with_empty_axes", 0) else tuple(range(rank))
+    return tuple(sorted({t.axis(call, a, rank) for a in axes}))
+
+
+def keep_or_drop(t: Translation, call: Call, out: int, axes: tuple[int, ...]) -> int:
+    """The result of a reduction, whose axes have size 1, with or without them."""
+    shape = t.builder.type(out).shape
     return out if call.get("keepdims", 1) else t.reshape(out, (s for i, s in enumerate(shape) if i not in axes))
+
+
+@translates("ReduceSum", "ReduceMean")
+def reduce(t: Translation, call: Call):
+    x, axes = t.node(call, 0), axes_to_reduce(t, call)
+    if not axes:
+        return x
+    op = ops.ReduceSum if call.op == "ReduceSum" else ops.ReduceMean
+    return keep_or_drop(t, call, t.add(op(axes), x), axes)
 
 
 @checks("BatchNormalization")
 def check_batch_norm(call: Call) -> None:
     if call.get("training_mode", 0) or any(call.has_output(i) for i in range(1, len(call.outputs))):
         raise Problem("training mode is not supported")
-    if not call.get("spatial", 1):
-        raise Problem("spatial=0 is not supported")
 
 
 @translates("BatchNormalization")
 def batch_norm(t: Translation, call: Call):
     if any(t.value(call, i).varies for i in range(1, 5)):
         raise Problem("its statistics depend on the network's input")
-    inputs = [t.node(call, i) for i in range(5)]
-    return t.add(ops.BatchNorm(call.get("epsilon", single(1e-5))), *inputs)
+    x, *stats = (t.node(call, i) for i in range(5))
+    op, shape = ops.BatchNorm(call.get("epsilon", single(1e-5))), t.shape(call, 0)
+    if call.get("spatial", 1):
+        return t.add(op, x, *stats)
+    # Up to opset 8: statistics of each element, not of each channel.
+    flat = (t.reshape(s, (prod(shape[1:]),)) for s in stats)
+    return t.reshape(t.add(op, t.reshape(x, (shape[0], prod(shape[1:]))), *flat), shape)

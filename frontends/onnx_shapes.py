@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
-import onnx
 
 from absdom import ops
 from absdom.errors import ModelError
@@ -13,31 +12,8 @@ from absdom.frontends.onnx_ops import checks, translates
 from absdom.frontends.onnx_values import Call, Problem, Translation
 
 
-@checks("Cast")
-def check_cast(call: Call) -> None:
-    to = call.get("to")
-    if to == onnx.TensorProto.FLOAT16 or to == onnx.TensorProto.BFLOAT16:
-        raise Problem(f"to={onnx.TensorProto.DataType.Name(to)}: half precision is not supported")
-
-
-@checks("Dropout")
-def check_dropout(call: Call) -> None:
-    if call.has_output(1):
-        raise Problem("its output mask is used")
-
-
 @translates("Identity")
 def identity(t: Translation, call: Call):
-    return t.node(call, 0)
-
-
-@translates("Cast")
-def cast(t: Translation, call: Call):
-    """Over the reals a cast between float32 and float64 changes nothing."""
-    to = call.get("to")
-    if to not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
-        name = onnx.TensorProto.DataType.Name(to) if to in onnx.TensorProto.DataType.values() else to
-        raise Problem(f"to={name} of a value that depends on the network's input")
     return t.node(call, 0)
 
 
@@ -45,7 +21,9 @@ def cast(t: Translation, call: Call):
 def dropout(t: Translation, call: Call):
     if call.has(2) and t.constant(call, 2, "training_mode").any():
         raise Problem("training_mode is set")
-    return t.node(call, 0)
+    if not call.has_output(1):
+        return t.node(call, 0)
+    return t.node(call, 0), t.param(np.ones(t.shape(call, 0), dtype=np.float32), f"{call.name}.mask")
 
 
 @translates("Flatten")
@@ -176,22 +154,9 @@ def slice_(t: Translation, call: Call):
     return x
 
 
-@translates("Gather")
-def gather(t: Translation, call: Call):
-    indices = t.constant(call, 1, "index")
-    x, shape = t.node(call, 0), t.shape(call, 0)
-    axis = t.axis(call, call.get("axis", 0), len(shape))
-    size = shape[axis]
-    flat = [int(i) for i in indices.reshape(-1)]
-    if any(not -size <= i < size for i in flat):
-        raise ModelError(f"{t.where}: an index of {call.source} lies outside axis {axis} of {shape}")
-    out = cut(t, x, axis, tuple(i % size for i in flat))
-    return t.reshape(out, (*shape[:axis], *indices.shape, *shape[axis + 1 :]))
-
-
 @checks("Pad")
 def check_pad(call: Call) -> None:
-    if call.get("mode", "constant") not in ("constant", "reflect", "edge"):
+    if call.get("mode", "constant") not in ("constant", "reflect", "edge", "wrap"):
         raise Problem(f"mode={call.get('mode')!r} is not supported")
 
 

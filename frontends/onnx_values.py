@@ -22,6 +22,7 @@ from absdom.ir.op import Op
 from absdom.types import Source
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+WHOLE = 2**53  # up to here integers are float64 numbers
 LARGEST = 2**28  # elements of a constant that the file may ask us to compute
 
 # Ops that only move or select elements: on constants they are folded, with no rounding.
@@ -36,6 +37,9 @@ COMPUTED = frozenset(
     HardSigmoid HardSwish IsInf IsNaN Less LessOrEqual Log LogSoftmax Mean Mod NonZero Not OneHot Or PRelu Pow Range
     Reciprocal ReduceL1 ReduceL2 ReduceProd ReduceSumSquare Round Selu Sin Softplus Softsign Sqrt Sum Tan Xor""".split()
 )  # fmt: skip
+
+# Ops whose older versions mean the same, and are not in the reference implementation.
+NEWER = {"DequantizeLinear": 21, "QuantizeLinear": 21}
 
 
 class Problem(Exception):
@@ -72,7 +76,8 @@ class Value:
     """`array` is None for what varies. `call`: the rounding arithmetic on constants that `array` came from.
 
     `suspect`: the initializer that brought a NaN or an infinity into `array`. `broken`: a node above has a Problem, and
-    nothing is known but, in `fixed`, whether this is a constant.
+    nothing is known but, in `fixed`, whether this is a constant. `element`: what the file calls the elements of what
+    varies; in the graph all are real numbers. `ragged`: its size depends on the network's input, see `onnx_ragged`.
     """
 
     name: str
@@ -82,6 +87,8 @@ class Value:
     suspect: str | None = None
     broken: bool = False
     fixed: bool = False
+    element: np.dtype | None = None
+    ragged: object = None
 
     @property
     def varies(self) -> bool:
@@ -91,6 +98,27 @@ class Value:
     def settled(self) -> bool:
         """Is it a constant that no rounding has touched?"""
         return self.array is not None and self.call is None
+
+
+TRUTHS = frozenset("And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Xor".split())
+
+
+def result_types(call: Call, types: list[np.dtype | None]) -> list[np.dtype]:
+    """The element types of the outputs of a node, by those of its inputs (None where one is absent)."""
+    if call.op == "Cast":
+        first = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(call.get("to")))
+    elif call.op in TRUTHS:
+        first = np.dtype(bool)
+    elif call.op in ("ArgMax", "ArgMin"):
+        first = np.dtype(np.int64)
+    elif call.op == "QuantizeLinear":
+        number = call.get("output_dtype") or onnx.TensorProto.UINT8
+        stated = types[2] if len(types) > 2 else None
+        first = stated or np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number))
+    else:
+        first = types[{"CastLike": 1, "OneHot": 2, "Where": 1, "DequantizeLinear": 1}.get(call.op, 0)]
+    indices = {"TopK": np.dtype(np.int64), "MaxPool": np.dtype(np.int64), "Dropout": np.dtype(bool)}
+    return [first, *[indices.get(call.op, first)] * (len(call.outputs) - 1)]
 
 
 class Translation:
@@ -128,6 +156,19 @@ class Translation:
     def integers(self, call: Call, position: int, what: str) -> tuple[int, ...]:
         return tuple(int(i) for i in self.constant(call, position, what).reshape(-1))
 
+    def integer(self, call: Call, position: int, what: str) -> int:
+        """A constant that is one whole number."""
+        found = self.integers(call, position, what)
+        if len(found) != 1:
+            raise ModelError(f"{self.where}: the {what} of {call.source} is not one number: {found}")
+        return found[0]
+
+    def broadcast(self, call: Call, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+        try:
+            return tuple(np.broadcast_shapes(*shapes))
+        except ValueError:
+            raise ModelError(f"{self.where}: the shapes {shapes} of {call.source} do not fit together") from None
+
     def axis(self, call: Call, axis: int, rank: int) -> int:
         """`axis` counted from the front."""
         if not -rank <= axis < rank:
@@ -146,7 +187,9 @@ class Translation:
         return x if self.builder.type(x).shape == shape else self.add(Reshape(shape), x)
 
     def param(self, array: np.ndarray, label: str, suspect: str | None = None) -> int:
-        if array.dtype not in FLOATS:
+        if array.dtype.kind in "iub" and ((array <= WHOLE) & (array >= -WHOLE)).all():
+            array = array.astype(np.int64)
+        elif array.dtype not in FLOATS:
             raise Problem(f"the constant {label!r} has element type {array.dtype}; float32 and float64 are supported")
         if not np.isfinite(array).all():
             name = f"the weight {suspect!r}" if suspect else f"the constant {label!r}"
@@ -154,6 +197,8 @@ class Translation:
         return self.builder.param(torch.from_numpy(np.array(array, order="C")), label, self._source)
 
     def emit(self, value: Value) -> int:
+        if value.ragged is not None:
+            raise Problem("the size of its input depends on the network's input")
         if value.node is None:
             if value.call is not None and value.call.op in self._handlers:
                 self._emit_call(value.call)
@@ -161,6 +206,12 @@ class Translation:
                 value.node = self.param(value.array, value.name, value.suspect)
                 self.builder.name(value.name, value.node)
         return value.node
+
+    def output(self, value: Value) -> int:
+        """The node of a network output, which may be a constant of any type of number."""
+        if value.node is None and value.array.dtype not in FLOATS:
+            value.node = self.param(value.array.astype(np.float64), value.name)
+        return self.emit(value)
 
     def _emit_call(self, call: Call) -> None:
         try:
@@ -198,6 +249,19 @@ class Translation:
                 value.suspect = next((v.suspect for v in inputs if v is not None and v.suspect), None)
             self.values[name] = value
 
+    def dtype(self, call: Call, position: int) -> np.dtype:
+        """The element type that an input has in the file."""
+        value = self.value(call, position)
+        if value.array is not None:
+            return value.array.dtype
+        return value.element if value.element is not None else np.dtype(self.builder.type(value.node).dtype)
+
+    def cast_like(self, call: Call) -> None:
+        """Give a constant the element type of another value."""
+        value = self.value(call, 0)
+        array = value.array.astype(self.dtype(call, 1))
+        self.values[call.outputs[0]] = Value(call.outputs[0], array=array, suspect=value.suspect)
+
     def compute(self, call: Call, inputs: list[Value | None]) -> list[np.ndarray]:
         """The outputs of one node on arrays, by ONNX's reference implementation."""
         from onnx.reference import ReferenceEvaluator
@@ -212,7 +276,8 @@ class Translation:
             [onnx.helper.make_tensor_value_info(name, t, None) for name, t in types.items()],
             [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in names],
         )
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", self.opset)])
+        opset = max(self.opset, NEWER.get(call.op, 0))
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
         try:
             with np.errstate(all="ignore"):
                 found = dict(zip(names, ReferenceEvaluator(model).run(None, arrays), strict=True))
@@ -227,21 +292,23 @@ class Translation:
     def _check_size(self, call: Call, arrays: list[np.ndarray | None]) -> None:
         """No small file may ask for a huge constant."""
         ints = [a for a in arrays if a is not None and a.dtype.kind in "iu"]
-        size = 0
+        size, first = 0, arrays[0] if arrays else None
+        if first is None:
+            return
         match call.op:
             case "ConstantOfShape" | "Expand":
                 size = prod(int(i) for i in ints[-1].reshape(-1)) if ints else 0
-                if call.op == "Expand" and arrays[0] is not None:
-                    size = max(size, 1) * arrays[0].size
-            case "Tile" if len(arrays) > 1:
-                size = arrays[0].size * prod(int(i) for i in arrays[1].reshape(-1))
+                if call.op == "Expand":
+                    size = max(size, 1) * first.size
+            case "Tile" if len(arrays) > 1 and arrays[1] is not None:
+                size = first.size * prod(int(i) for i in arrays[1].reshape(-1))
             case "Pad" if ints or call.get("pads"):
                 pads = arrays[1] if len(arrays) > 1 and arrays[1] is not None else call.get("pads", ())
-                size = (max(arrays[0].shape, default=1) + max((abs(int(p)) for p in pads), default=0)) ** arrays[0].ndim
+                size = (max(first.shape, default=1) + max((abs(int(p)) for p in pads), default=0)) ** first.ndim
             case "Range" if len(arrays) == 3 and all(a is not None and a.size == 1 for a in arrays):
                 start, limit, delta = (float(a.reshape(-1)[0]) for a in arrays)
                 size = abs((limit - start) / delta) if delta else 0
-            case "OneHot" if len(arrays) > 1:
-                size = arrays[0].size * abs(int(arrays[1].reshape(-1)[0]))
+            case "OneHot" if len(arrays) > 1 and arrays[1] is not None and arrays[1].size:
+                size = first.size * abs(int(arrays[1].reshape(-1)[0]))
         if size > LARGEST:
             raise ModelError(f"{self.where}: {call.source} makes a constant of {size:.0f} elements: too large")

@@ -1,4 +1,4 @@
-"""The VNN-LIB 1.0 front end: the text of a property, gzipped or not, to a `Property`.
+"""The VNN-LIB front end: the text of a property in version 1.0 or 2, gzipped or not, to a `Property`.
 
 The assertions describe counterexamples. They are conjoined and flattened to disjunctive normal form; each disjunct
 becomes a clause: a box, from its atoms over one single input, and rows, from all others. A strict atom over one input
@@ -18,6 +18,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from absdom.errors import PropertyError
+from absdom.frontends import vnnlib2_answers, vnnlib_write  # noqa: F401  (they register their services)
+from absdom.frontends.vnnlib2_parse import QueryParser, version_of
 from absdom.frontends.vnnlib_dnf import Dnf, spans
 from absdom.frontends.vnnlib_parse import COMPOUND, CONSTANT, NONE, Parser
 from absdom.property import InputSet, Property, Spec
@@ -35,7 +37,9 @@ def read_vnnlib(
     inputs: int | None = None,
     outputs: int | None = None,
 ) -> Property:
-    """Read a VNN-LIB 1.0 property from a file (.vnnlib, gzipped or not) or from bytes.
+    """Read a VNN-LIB property from a file (.vnnlib, gzipped or not) or from bytes.
+
+    A header `(vnnlib-version <2.0>)` (or 2.1) says which version it is; text without a header is of version 1.0.
 
     inputs, outputs: flat sizes of the network; where given, a property of other sizes is an error. `name` stands for
     the file in messages. Raises PropertyError, with line and column where there are any.
@@ -53,7 +57,7 @@ def read_vnnlib(
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise PropertyError(f"{name}: the gzip file is damaged: {error}") from error
-    parser = Parser(data, name)
+    parser = (Parser if version_of(data, name) == (1, 0) else QueryParser)(data, name)
     for what, there, wanted in (("inputs", parser.inputs, inputs), ("outputs", parser.outputs, outputs)):
         if wanted is not None and there != wanted:
             raise PropertyError(f"{name}: the property declares {there} {what}, but the network has {wanted}")
@@ -68,7 +72,7 @@ class _Builder:
 
     def __init__(self, parser: Parser):
         self.parser = parser
-        self.n, self.m = parser.inputs, parser.outputs
+        self.n, self.m = parser.inputs, parser.vector
         atoms = parser.atoms
         op = np.frombuffer(atoms.op, dtype=np.int8)
         self.left = np.frombuffer(atoms.left, dtype=np.int32)
@@ -92,7 +96,7 @@ class _Builder:
         alive = self._possible(dnf, bool(self.false[common].any()))
         inputs, box = self._boxes(dnf, alive, lower, upper)
         spec, on_inputs = self._spec(dnf, alive, box[alive], common[self.row[common]])
-        return Property(inputs, spec, on_inputs)
+        return Property(inputs, spec, on_inputs, **self.parser.extra)
 
     def _global_box(self, common: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The box "n" of the atoms outside of any `or`; infinite where they do not bound."""
@@ -107,8 +111,8 @@ class _Builder:
                 atom = of_input[(self.greater[of_input] == greater) & (self.value[of_input] == bound)][0]
                 places.append(self.parser.where(self.parser.atoms.place(int(atom), self.parser.text)))
             raise PropertyError(
-                f"{places[0]}: input X_{i}: the lower bound {float(lower[0, i])!r} is above the upper bound "
-                f"{float(upper[0, i])!r} at {places[1]}"
+                f"{places[0]}: input {self.parser.input_name(i)}: the lower bound {float(lower[0, i])!r} is above the "
+                f"upper bound {float(upper[0, i])!r} at {places[1]}"
             )
         return lower[0], upper[0]
 
@@ -187,7 +191,10 @@ class _Builder:
         side = "lower and no upper" if np.isinf(lower[i]) and np.isinf(upper[i]) else side
         place = "" if disjunct is None else f" in disjunct {disjunct + 1}"
         more = "" if many == 1 else f" ({many} inputs lack one)"
-        raise PropertyError(f"{self.parser.name}: input X_{i} has no {side} bound{place}{more}: every input needs both")
+        raise PropertyError(
+            f"{self.parser.name}: input {self.parser.input_name(i)} has no {side} bound{place}{more}: "
+            f"every input needs both"
+        )
 
     def _spec(self, dnf: Dnf, alive: np.ndarray, box: np.ndarray, common: np.ndarray) -> tuple[Spec, bool]:
         """The rows of the clauses (box "Q"): the common ones, then a disjunct's own; and whether inputs are in them."""

@@ -25,11 +25,12 @@ def _extend(target: array, values: np.ndarray) -> None:
 class Conjunction:
     """`and`, `assert` or the whole file: atoms that always hold, and disjunctions (the factors) beside them."""
 
-    __slots__ = ("head", "offset", "count", "common", "factors")
+    __slots__ = ("head", "offset", "negated", "count", "common", "factors")
 
     def __init__(self, head: bytes, offset: int):
         self.head = head
         self.offset = offset
+        self.negated = False  # formulas in it are read as their negations
         self.count = 0  # formulas seen
         self.common = array("i")
         self.factors: list[Dnf] = []
@@ -66,11 +67,12 @@ class Conjunction:
 class Disjunction:
     """`or`: the disjuncts read so far."""
 
-    __slots__ = ("head", "offset", "sizes", "numbers")
+    __slots__ = ("head", "offset", "negated", "sizes", "numbers")
 
     def __init__(self, head: bytes, offset: int):
         self.head = head
         self.offset = offset
+        self.negated = False  # formulas in it are read as their negations
         self.sizes = array("i")
         self.numbers = array("i")
 

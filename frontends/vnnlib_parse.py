@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_right
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
 from math import isinf
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -35,12 +35,8 @@ SUPPORTED = "and, or, <=, >=, <, >, =, ==, +, -, *, /"
 COMMANDS = "declare-const, declare-fun, assert"
 
 _NUMBER = rb"[-+]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][-+]?\d++)?"
-_ATOM = rb"\(\s*+[<>]=?\s++[XY]_\d++\s++(?:[XY]_\d++|" + _NUMBER + rb")\s*+\)\s*+"
 NUMBER = re.compile(_NUMBER)
-ATOM = re.compile(_ATOM)
-ATOMS = re.compile(rb"(?:" + _ATOM + rb")++")
-GROUPS = re.compile(rb"(?:\(\s*+and\s*+(?:" + _ATOM + rb")++\)\s*+)++")
-ASSERTS = re.compile(rb"(?:\(\s*+assert\s*+" + _ATOM + rb"\)\s*+)++")
+GROUP = re.compile(rb"\(\s*+and(?=[\s(])")
 _SKIP = rb"(?:\s++|;[^\n]*+)*+"
 SKIP = re.compile(_SKIP)
 HEAD = re.compile(rb"\(" + _SKIP + rb"([^\s();]*+)" + _SKIP)
@@ -56,6 +52,26 @@ DECLARATION = re.compile(
 SILENT = re.compile(
     rb"\(\s*(?:set-logic|set-info|set-option|check-sat|get-model|exit)(?:\s+(?:\"[^\"]*\"|[^\s()\";]+))*\s*\)"
 )
+
+
+class Runs(NamedTuple):
+    """The expressions for plain atoms: one, a run of them, of `and` groups in an `or`, and of assertions."""
+
+    atom: re.Pattern
+    atoms: re.Pattern
+    groups: re.Pattern
+    asserts: re.Pattern
+
+    @staticmethod
+    def of(variable: bytes) -> Runs:
+        atom = rb"\(\s*+[<>]=?\s++" + variable + rb"\s++(?:" + variable + rb"|" + _NUMBER + rb")\s*+\)\s*+"
+        group = rb"\(\s*+and\s*+(?:" + atom + rb")++\)\s*+"
+        assertion = rb"\(\s*+assert\s*+(?:" + atom + rb"|" + group + rb")\)\s*+"
+        return Runs(*(re.compile(t) for t in (atom, *(rb"(?:" + r + rb")++" for r in (atom, group, assertion)))))
+
+
+RUNS = Runs.of(rb"[XY]_\d++")
+ASSERT = re.compile(rb"\(\s*+assert(?=[\s(])")
 _PARENTHESES = bytes.maketrans(b"()", b"  ")
 
 
@@ -67,7 +83,8 @@ class Atoms:
     `coefficients` from begin[k] to begin[k + 1].
     """
 
-    def __init__(self):
+    def __init__(self, pattern: re.Pattern = RUNS.atom):
+        self.pattern = pattern  # of a plain atom
         self.op = array("b")
         self.left = array("i")
         self.right = array("i")
@@ -85,20 +102,21 @@ class Atoms:
         """Offset in the text of this atom."""
         run = bisect_right(self.first, atom) - 1
         offset = self.offset[run]
-        if atom > self.first[run]:
-            for k, found in enumerate(ATOM.finditer(text, offset), self.first[run]):
+        if atom > self.first[run] or ASSERT.match(text, offset):
+            for k, found in enumerate(self.pattern.finditer(text, offset), self.first[run]):
                 if k == atom:
                     return found.start()
         return offset
 
 
-class _List:
+class OpenList:
     """An open list of arithmetic or of a comparison: its head and the linear forms seen so far."""
 
-    __slots__ = ("head", "offset", "items")
+    __slots__ = ("head", "offset", "negated", "items")
 
     def __init__(self, head: bytes, offset: int):
         self.head = head
+        self.negated = False
         self.offset = offset
         self.items: list[dict[int, Decimal]] = []
 
@@ -106,13 +124,21 @@ class _List:
 class Parser:
     """One pass over `text`; afterwards `atoms`, `root` (the conjunction of all assertions), `inputs`, `outputs`.
 
-    A linear form is a dict from code to coefficient, with the constant under CONSTANT.
+    A linear form is a dict from code to coefficient, with the constant under CONSTANT. `extra`: further arguments of
+    the Property; `vector`: how many columns the rows have before the inputs.
     """
+
+    runs = RUNS
+    symbol = SYMBOL
+    commands = (b"assert", b"declare-const", b"declare-fun")
+    comparisons = (*COMPARISON, *EQUALITY)
+    supported = SUPPORTED
 
     def __init__(self, text: bytes, name: str):
         self.text = text
         self.name = name
-        self.atoms = Atoms()
+        self.extra: dict = {}
+        self.atoms = Atoms(self.runs.atom)
         self.root = Conjunction(b"", 0)
         self.codes: dict[bytes, int] = {}
         self.declared: dict[int, int] = {}  # code -> offset of its declaration
@@ -123,6 +149,10 @@ class Parser:
         self.quotient = Context(prec=1200, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
         self._walk()
         self.inputs, self.outputs = self._sizes()
+        self.vector = self.outputs
+
+    def input_name(self, i: int) -> str:
+        return f"X_{i}"
 
     def where(self, offset: int) -> str:
         line = self.text.count(b"\n", 0, offset) + 1
@@ -136,12 +166,10 @@ class Parser:
 
     def _walk(self) -> None:
         text, end = self.text, len(self.text)
-        stack: list[Conjunction | Disjunction | _List] = [self.root]
+        stack: list[Conjunction | Disjunction | OpenList] = [self.root]
         position = SKIP.match(text, 0).end()
         if position == end:
             raise PropertyError(f"{self.name}: the file is empty: it declares and asserts nothing")
-        if re.compile(rb"\(\s*vnnlib-version").match(text, position):
-            raise PropertyError(f"{self.name}: VNN-LIB 2.0 is not supported yet: write the property in VNN-LIB 1.0")
         while position < end:
             frame = stack[-1]
             byte = text[position]
@@ -154,8 +182,8 @@ class Parser:
                 self._close(stack, position + 1)
                 position = CLOSE.match(text, position).end()
             else:
-                symbol = SYMBOL.match(text, position)
-                if not isinstance(frame, _List):
+                symbol = self.symbol.match(text, position)
+                if not isinstance(frame, OpenList):
                     self.fail(position, f"{_show(symbol[1])} stands where {_wanted(frame)} is expected")
                 frame.items.append(self._operand(symbol[1], position))
                 position = symbol.end()
@@ -165,46 +193,38 @@ class Parser:
 
     def _run(self, frame, position: int) -> int:
         """Take a run of plain atoms that starts here; the position past it, or 0 where there is none."""
-        if isinstance(frame, _List):
+        if isinstance(frame, OpenList):
             return 0
         limit = position + WINDOW
         if frame is self.root:
-            found = ASSERTS.match(self.text, position, limit)
+            found = self.runs.asserts.match(self.text, position, limit)
             if found:
-                start, count = self._plain(found[0], 4, position)
+                start, count = self._plain(GROUP.sub(b" ", ASSERT.sub(b" ", found[0])), position)
                 frame.add_range(start, count)
                 return found.end()
             return 0
         if isinstance(frame, Disjunction):
-            found = GROUPS.match(self.text, position, limit)
+            found = self.runs.groups.match(self.text, position, limit)
             if found:
-                pieces = found[0].split(b"and")
-                sizes = array("i", [piece.count(b"(") for piece in pieces[1:]])
-                del pieces
-                # Behind each group but the last stands the parenthesis that opens the next one.
-                sizes = np.frombuffer(sizes, dtype=np.int32) - 1
-                sizes[-1] += 1
-                start, count = self._plain(found[0].replace(b"and", b""), 3, position)
+                pieces = GROUP.split(found[0])
+                sizes = np.array([piece.count(b"(") for piece in pieces[1:]], dtype=np.int32)
+                start, count = self._plain(b" ".join(pieces), position)
                 frame.add_range(start, count, sizes)
                 return found.end()
-        found = ATOMS.match(self.text, position, limit)
+        found = self.runs.atoms.match(self.text, position, limit)
         if not found:
             return 0
-        start, count = self._plain(found[0], 3, position)
+        start, count = self._plain(found[0], position)
         if isinstance(frame, Disjunction):
             frame.add_range(start, count, np.ones(count, dtype=np.int32))
         else:
             frame.add_range(start, count)
         return found.end()
 
-    def _plain(self, run: bytes, stride: int, position: int) -> tuple[int, int]:
-        """Append the atoms of a run whose words come `stride` to an atom: number of the first one, and how many."""
+    def _plain(self, run: bytes, position: int) -> tuple[int, int]:
+        """Append the atoms of a run, which holds three words for each: number of the first one, and how many."""
         words = run.translate(_PARENTHESES).split()
-        operators, names, operands = (
-            words[stride - 3 :: stride],
-            words[stride - 2 :: stride],
-            words[stride - 1 :: stride],
-        )
+        operators, names, operands = words[0::3], words[1::3], words[2::3]
         del words
         atoms, codes, count = self.atoms, self.codes, len(names)
         start = len(atoms)
@@ -214,12 +234,10 @@ class Parser:
                 value = array("d", map(float, operands))
                 right = array("i", [NONE]) * count
             except ValueError:
-                value = array("d", [0.0 if w[0] in b"XY" else float(w) for w in operands])
-                right = array("i", [codes[w] if w[0] in b"XY" else NONE for w in operands])
+                value = array("d", [0.0 if w[0] > 57 else float(w) for w in operands])
+                right = array("i", [codes[w] if w[0] > 57 else NONE for w in operands])  # 57: the digit 9
         except KeyError:
-            for found in re.compile(rb"[XY]_\d+").finditer(self.text, position):
-                if found[0] not in codes:
-                    self._undeclared(found[0], found.start())
+            self._unknown_after(position)
             raise
         atoms.first.append(start)
         atoms.offset.append(position)
@@ -240,32 +258,32 @@ class Parser:
         head, frame = found[1], stack[-1]
         if frame is self.root:
             return self._command(stack, position, head, found.end())
-        if head in (b"assert", b"declare-const", b"declare-fun"):
+        if head in self.commands:
             self.fail(
                 stack[1].offset, f"this '(' is not closed before the next command, which is at {self.where(position)}"
             )
-        if head in (b"and", b"or") or head in COMPARISON or head in EQUALITY:
-            if isinstance(frame, _List):
+        if head in (b"and", b"or") or head in self.comparisons:
+            if isinstance(frame, OpenList):
                 self.fail(position, f"'({_text(head)} ...)' is a formula and stands where a number is expected")
             if head == b"and":
                 stack.append(Conjunction(head, position))
             elif head == b"or":
                 stack.append(Disjunction(head, position))
             else:
-                stack.append(_List(head, position))
+                stack.append(OpenList(head, position))
         elif head in ARITHMETIC:
-            if not isinstance(frame, _List):
+            if not isinstance(frame, OpenList):
                 self.fail(position, f"'({_text(head)} ...)' is a number and stands where a formula is expected")
             found_term = TERM.match(self.text, position)
             known = found_term and self.terms.get(found_term[0])
             if known:
                 frame.items.append(known.copy())
                 return SKIP.match(self.text, found_term.end()).end()
-            stack.append(_List(head, position))
+            stack.append(OpenList(head, position))
         elif not head:
-            self.fail(position, f"a list without an operator; supported are {SUPPORTED}")
+            self.fail(position, f"a list without an operator; supported are {self.supported}")
         else:
-            self.fail(position, f"the operator {_show(head)} is not supported; supported are {SUPPORTED}")
+            self.fail(position, f"the operator {_show(head)} is not supported; supported are {self.supported}")
         return found.end()
 
     def _command(self, stack: list, position: int, head: bytes, past: int) -> int:
@@ -286,7 +304,7 @@ class Parser:
     def _close(self, stack: list, past: int) -> None:
         frame = stack.pop()
         parent = stack[-1]
-        if isinstance(frame, _List):
+        if isinstance(frame, OpenList):
             try:
                 if frame.head in ARITHMETIC:
                     form = self._number(frame)
@@ -294,7 +312,7 @@ class Parser:
                     if past - frame.offset <= LONGEST_TERM and len(self.terms) < MOST_TERMS:
                         self.terms[self.text[frame.offset : past]] = form.copy()
                 else:
-                    parent.add_conjunction(self._compare(frame))
+                    self._add_comparison(frame, parent)
             except Inexact:
                 self.fail(frame.offset, "the constants here need more than 5000 digits")
             return
@@ -352,10 +370,16 @@ class Parser:
             self._undeclared(word, position)
         self.fail(position, f"{_show(word)} is not a finite decimal number")
 
+    def _unknown_after(self, position: int) -> None:
+        """Fail at the first variable behind this place that is not declared."""
+        for found in re.compile(rb"[XY]_\d+").finditer(self.text, position):
+            if found[0] not in self.codes:
+                self._undeclared(found[0], found.start())
+
     def _undeclared(self, word: bytes, position: int) -> NoReturn:
         self.fail(position, f"the variable {_show(word)} is not declared before this place")
 
-    def _number(self, frame: _List) -> Form:
+    def _number(self, frame: OpenList) -> Form:
         """The linear form of an arithmetic list."""
         head, items = frame.head, frame.items
         if not items:
@@ -379,8 +403,12 @@ class Parser:
             elif _is_constant(form):
                 form = self._scaled(other, form.get(CONSTANT, ZERO))
             else:
-                self.fail(frame.offset, "a product of two variables is not linear: one factor has to be a constant")
+                form = self._product(form, other, frame.offset)
         return form
+
+    def _product(self, form: Form, other: Form, offset: int) -> Form:
+        """The product of two forms that both have variables."""
+        self.fail(offset, "a product of two variables is not linear: one factor has to be a constant")
 
     def _sum(self, items: list[Form]) -> Form:
         """The sum; one of the items is used up. The small go into the largest, so deep nesting costs no squares."""
@@ -396,7 +424,10 @@ class Parser:
             return {code: c.copy_negate() for code, c in form.items()}
         return {code: self.exact.multiply(c, factor) for code, c in form.items()}
 
-    def _compare(self, frame: _List) -> list[int]:
+    def _add_comparison(self, frame: OpenList, parent: Conjunction | Disjunction) -> None:
+        parent.add_conjunction(self._compare(frame))
+
+    def _compare(self, frame: OpenList) -> list[int]:
         """Append the atoms of a comparison (several where it is chained or an equality): their numbers."""
         items = frame.items
         if len(items) < 2:

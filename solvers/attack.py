@@ -1,4 +1,5 @@
-"""Falsifier: projected gradient descent with restarts on the margin of all disjuncts at once.
+"""Falsifier: projected gradient descent (in l_1 and l_2 balls: Frank-Wolfe) with restarts on the margin of all
+disjuncts at once.
 
 Points start at random, in corners, at the centre, and where a linear bound is worst. What looks like a
 counterexample is rounded to float32 and handed to `confirm`, which alone decides.
@@ -119,12 +120,17 @@ def _attack_boxes(problem, context, boxes, confirm, clock, generator, effort) ->
         )
         if found is not None or step == effort.steps:
             return found
+        if not values.requires_grad:  # nothing that rows speak of depends on the input: no other point will do
+            return None
         with torch.enable_grad():
             above = torch.zeros_like(worst).scatter_add(1, row_clause.expand(len(values), -1), values.clamp(min=0))
             loss = (worst + above).gather(1, target[:, None]).sum()
             (gradient,) = torch.autograd.grad(loss, x)
         momentum = 0.75 * momentum + gradient / gradient.abs().mean(2, keepdim=True).clamp(min=1e-30)
-        x = batch.project(x.detach() - momentum.sign() * width * (0.25 * 0.93**step))
+        if batch.centre is None:
+            x = batch.project(x.detach() - momentum.sign() * width * (0.25 * 0.93**step))
+        else:  # a step of Frank and Wolfe (1956): signs would leave the ball, and most of it when projected back
+            x = torch.lerp(x.detach(), batch.lowest(momentum), 2 / (step + 2))
     return None
 
 

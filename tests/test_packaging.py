@@ -16,12 +16,12 @@ SIBLINGS = ("frontends", "domains", "solvers")
 # Floors from the ground up; a module may import its own floor and lower ones.
 FLOORS = (
     ("types", "errors", "__init__"),
-    ("ir", "property", "encoding", "verdict", "registry"),
+    ("ir", "interface", "property", "encoding", "verdict", "registry"),
     ("ops", "domain", "certificate", "rows", "arithmetic"),
     ("frontends", "passes", "plan", "domains"),
     ("pipeline", "problem", "solvers"),
     ("api", "coverage"),
-    ("train", "testing"),
+    ("train", "testing", "testing_cases"),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from absdom import api
-from absdom.cli.main import build_parser
+from absdom.cli.main import parse
 
 START = "<!-- coverage: written by `pytest tests/test_readme.py --update-readme` -->\n\n"
 END = "\n<!-- end of coverage -->\n"
@@ -39,7 +39,7 @@ def test_the_commands_parse(root):
     for command in found:
         arguments = shlex.split(command)[1:]
         if "--help" not in arguments:
-            build_parser().parse_args(arguments)
+            parse(arguments)
     assert {command.split()[1] for command in found} == {"verify", "bound", "plan", "info", "coverage", "campaign"}
 
 

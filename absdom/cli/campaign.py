@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from absdom.cli.output import progress_bar
 from absdom.cli.records import COLUMNS, DECIDED, Instance, Outcome, Row, read_instances, read_results
 from absdom.cli.runner import Runner, run_all
 
@@ -41,7 +41,7 @@ def run_campaign(
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     runner = Runner(command, grace, max(1, cores // jobs) if jobs > 1 else None)
-    with open(out, "a", encoding="utf-8", newline="") as file, _progress(len(fresh), outcome) as advance:
+    with open(out, "a", encoding="utf-8", newline="") as file, progress_bar(len(fresh)) as advance:
         writer = csv.writer(file, lineterminator="\n")
         if file.tell() == 0:
             writer.writerow(COLUMNS)
@@ -50,7 +50,7 @@ def run_campaign(
             writer.writerow(row.fields())
             file.flush()
             outcome.rows.append(row)
-            advance(row)
+            advance(_standing(outcome, row))
     return outcome
 
 
@@ -69,22 +69,7 @@ def _split(instances: Iterable[Instance], rows: Iterable[Row]) -> tuple[Outcome,
     return outcome, fresh
 
 
-@contextlib.contextmanager
-def _progress(total: int, outcome: Outcome) -> Iterator[Callable[[Row], None]]:
-    """A bar on stderr where that is a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-
-        def advance(row: Row) -> None:
-            solved = sum(r.verdict in DECIDED for r in outcome.rows)
-            wrong = f", WRONG {len(outcome.wrong)}" if outcome.wrong else ""
-            bar.update(
-                task, advance=1, description=f"solved {solved}{wrong}; last: {row.verdict} {Path(row.onnx).name}"
-            )
-
-        yield advance
+def _standing(outcome: Outcome, row: Row) -> str:
+    solved = sum(r.verdict in DECIDED for r in outcome.rows)
+    wrong = f", WRONG {len(outcome.wrong)}" if outcome.wrong else ""
+    return f"solved {solved}{wrong}; last: {row.verdict} {Path(row.onnx).name}"

@@ -7,6 +7,7 @@ import importlib
 import math
 import sys
 
+from absdom.cli import ball, query
 from absdom.cli.output import check_writable, to_json, write_atomic
 from absdom.errors import AbsdomError, UsageError
 
@@ -38,10 +39,21 @@ def _chat(text: str) -> None:
 def verify(args: argparse.Namespace) -> int:
     check_writable("--json", args.json)
     check_writable("--counterexample", args.counterexample)
-    result = _api(args).verify(
-        args.model, args.property, timeout=args.timeout, method=args.method, device=args.device,
+    api = _api(args)
+    more = {}
+    if args.network:
+        model, prop, more["network"] = query.read(args)
+        asked = {}
+    elif args.serialise_assignments:
+        raise UsageError("--serialise-assignments goes with --network NAME=MODEL")
+    else:
+        model, prop, asked = ball.read(args)
+    result = api.verify(
+        model, prop, timeout=args.timeout, method=args.method, device=args.device,
         attack=not args.no_attack, seed=args.seed, progress=_chat, started=args.started,
+        **more,
     )  # fmt: skip
+    result.provenance.update(asked)
     try:
         if args.counterexample and result.witness is not None:
             write_atomic(args.counterexample, result.witness.text())
@@ -49,6 +61,8 @@ def verify(args: argparse.Namespace) -> int:
             write_atomic(args.json, to_json(result.to_json()))
     except OSError as error:
         raise UsageError(f"the verdict is {result.verdict}, but {error.filename}: {error.strerror}") from error
+    if args.network:
+        return query.answer(result, args.serialise_assignments, _story(result), api.serialise_assignments)
     print(result.verdict)
     if args.json == "-":
         print(to_json(result.to_json()), end="")
@@ -92,7 +106,9 @@ def _witness(witness) -> list[str]:
 
 def bound(args: argparse.Namespace) -> int:
     check_writable("--json", args.json)
-    report = _api(args).bound(args.model, args.property, method=args.method, device=args.device)
+    report = _api(args).bound(
+        args.model, args.property, method=args.method, device=args.device, budget=args.budget, progress=_chat
+    )
     text = to_json(report.to_json()) if args.json else ""
     if args.json == "-":
         print(text, end="")
@@ -105,12 +121,20 @@ def bound(args: argparse.Namespace) -> int:
     if len(report.rows) > SHOWN_ROWS:
         print(f"  and {len(report.rows) - SHOWN_ROWS} rows more: write them with --json FILE")
     least = min((lower for _, _, lower in report.rows), default=math.inf)
-    print(f"{len(report.rows)} rows, least {least:.8g}, {report.seconds:.3f} s, peak {report.peak_mb:.1f} MB")
+    print(
+        f"{len(report.rows)} rows, least {least:.8g}, method {report.method}, {report.seconds:.3f} s, "
+        f"peak {report.peak_mb:.1f} MB"
+    )
     return 0
 
 
 def plan(args: argparse.Namespace) -> int:
     print(_api(args).plan(args.model, args.property, method=args.method))
+    return 0
+
+
+def supports(args: argparse.Namespace) -> int:
+    print("\n".join(_api(args).supports(args.capability)))
     return 0
 
 
@@ -134,6 +158,21 @@ def _listed(value) -> str:
     return "\n  " + text.replace("\n", "\n  ") if "\n" in text else text
 
 
+def survey(args: argparse.Namespace) -> int:
+    check_writable("--json", args.json)
+    _api(args)
+    from absdom.cli import survey as surveys
+
+    methods = [m for m in args.methods.split(",") if m]
+    found = surveys.run_survey(
+        args.instances, methods, points=args.points, budget=args.budget, limit=args.limit, chat=_chat
+    )
+    if args.json:
+        write_atomic(args.json, to_json(found.to_json()))
+    print(found.table())
+    return 1 if found.exceptions else 0
+
+
 def campaign(args: argparse.Namespace) -> int:
     from absdom.cli import campaign as campaigns
 
@@ -145,4 +184,4 @@ def campaign(args: argparse.Namespace) -> int:
     return 1 if outcome.wrong else 0
 
 
-_COMMANDS = {f.__name__: f for f in (verify, bound, plan, coverage, info, campaign)}
+_COMMANDS = {f.__name__: f for f in (verify, bound, plan, supports, coverage, info, survey, campaign)}

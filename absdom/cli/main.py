@@ -11,6 +11,7 @@ import traceback
 from typing import NoReturn
 
 from absdom import __version__
+from absdom.cli import ball, query
 from absdom.errors import AbsdomError, UsageError
 
 ERROR, INTERRUPTED = 2, 130
@@ -52,13 +53,15 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(alone: bool = False) -> argparse.ArgumentParser:
+    """`alone`: `verify` may go without PROPERTY. (Always optional, it could not follow an option.)"""
     parser = _Parser(
         prog="absdom",
         description="Prove properties of neural networks, or find counterexamples.",
         epilog=_EXIT_CODES,
     )
-    parser.add_argument("--version", action="version", version=f"absdom {__version__}")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--name", action="version", version="absdom", help="show the solver's name and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     common = _Parser(add_help=False)
@@ -80,9 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, parents=[*parents, common], help=help, description=help, **kwargs)
 
     verify = add(
-        "verify", [instance, plugin], "decide whether the property holds; the first line of stdout is the verdict",
+        "verify", [model, plugin], "decide whether the property holds; the first line of stdout is the verdict",
         epilog=_EXIT_CODES,
     )  # fmt: skip
+    verify.add_argument("property", metavar="PROPERTY", nargs="?" if alone else None, help="property: .vnnlib[.gz]")
+    ball.add_options(verify)
+    query.add_options(verify)
     verify.add_argument(
         "--timeout", type=positive_seconds, default=math.inf, metavar="S", help="seconds (default: none)"
     )
@@ -97,7 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--json", metavar="FILE|-", help="write the whole result as JSON; -: to stdout, after the verdict"
     )
 
-    bound = add("bound", [instance, plugin], "print a lower bound of every row of the property")
+    budget = _Parser(add_help=False)
+    budget.add_argument(
+        "--budget", type=positive_seconds, default=600.0, metavar="S",
+        help="take crown-ibp, or ibp, where more than S seconds are predicted (default: 600)",
+    )  # fmt: skip
+    bound = add("bound", [instance, plugin, budget], "print a lower bound of every row of the property")
     bound.add_argument("--method", required=True, metavar="RECIPE", help="ibp, crown-ibp, crown, cap or a recipe")
     bound.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     bound.add_argument("--json", metavar="FILE|-", help="write rows, seconds and peak_mb as JSON; -: to stdout")
@@ -105,8 +116,20 @@ def build_parser() -> argparse.ArgumentParser:
     plan = add("plan", [instance, plugin], "print the steps, shapes and costs of a run")
     plan.add_argument("--method", default="crown", metavar="RECIPE", help="ibp, crown-ibp, crown, cap or a recipe")
 
+    supports = add("supports", [plugin], "print one capability, as the VNN-LIB standard wants it")
+    query.add_capabilities(supports)
     add("coverage", [plugin], "print the table of ops and domains: which rule handles what")
     add("info", [model, plugin], "print the ops, shapes, parameters and unsupported ops of a network")
+
+    survey = add(
+        "survey", [plugin, budget],
+        "load every instance of a CSV file, compare it with onnxruntime and bound it; exit code 1 if anything fails",
+    )  # fmt: skip
+    survey.add_argument("instances", metavar="INSTANCES.csv", help="columns onnx,vnnlib,timeout, with or without header")
+    survey.add_argument("--points", type=positive_count, default=20, metavar="N", help="random points (default: 20)")
+    survey.add_argument("--methods", default="ibp,crown", metavar="M,...", help="methods to bound with (default: ibp,crown)")
+    survey.add_argument("--limit", type=positive_count, metavar="N", help="only the first N instances")
+    survey.add_argument("--json", metavar="FILE", help="write one record per instance as JSON")
 
     campaign = add(
         "campaign",
@@ -127,6 +150,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", default="results.csv", metavar="FILE", help="one row per instance; rows found there are not run again"
     )
     return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    return build_parser(ball.asked_for(argv) or query.asked_for(argv)).parse_args(argv)
 
 
 def _one_line(error: BaseException) -> str:
@@ -153,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()  # a timeout counts from here, imports included
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = build_parser().parse_args(argv)
+        args = parse(argv)
         args.started = started
         from absdom.cli import commands
 

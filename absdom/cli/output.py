@@ -1,11 +1,13 @@
-"""Files that are whole or not there, and JSON that every reader accepts."""
+"""Files that are whole or not there, JSON that every reader accepts, and progress bars."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absdom.errors import UsageError
@@ -61,3 +63,16 @@ def _plain(value):
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)
+
+
+@contextlib.contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr where that is a terminal, nothing elsewhere; gives the function that advances it, with a text."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda text: bar.update(task, advance=1, description=text)

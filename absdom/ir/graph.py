@@ -92,6 +92,11 @@ class Builder:
     def node(self, i: int) -> Node:
         return self._nodes[i]
 
+    def tensor(self, i: int):
+        """The tensor of a Param leaf; None for other nodes."""
+        op = self._nodes[i].op
+        return self._params[op.label] if isinstance(op, Param) else None
+
     def input(self, label: str, type: TensorType, source: Source = Source()) -> int:
         self._inputs.append(self._append(Node(Input(label), (), type, source)))
         return self._inputs[-1]

@@ -7,7 +7,7 @@ are parameters, known when a plan runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, NamedTuple
 
 from absdom.types import TensorType
@@ -42,6 +42,17 @@ class Op:
     def specialise(self, varying: tuple[bool, ...]) -> tuple[Op, tuple[int, ...]]:
         """The op of a fixed kind that this op is when `varying` inputs vary, and the order of its inputs."""
         return self, tuple(range(len(varying)))
+
+    def of_equal(self) -> Op | None:
+        """The op of one input that this op is where all its inputs are the same value; None: there is none."""
+        return None
+
+    def undefined(self, lowers, uppers):
+        """Mask of elements for which no value is defined somewhere in the boxes of the inputs, or None: there are none.
+
+        Bounds of such elements may be infinite; where they are of use, they speak of the part that is defined.
+        """
+        return None
 
     def attributes(self) -> dict:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -209,25 +220,59 @@ class Elementwise(Op):
         return ()
 
 
+class Block:
+    """Coefficients of a PlaneMap that are more than one factor per element: a linear map per box, applied by itself.
+
+    Subclasses are frozen dataclasses whose tensors have the boxes as their leading axis (1 where all boxes share).
+    """
+
+    terms: int = 1  # a bound on the products summed into one element, in either direction: gamma's n
+
+    def transpose(self, nu):
+        """Adjoint: nu "G r *out" (G boxes, r rows each) -> "G r *in"."""
+        raise ValueError(f"{type(self).__name__} has no transpose")
+
+    def reach(self, size):
+        """The sum of |coefficient| x size: "B *in" -> "B *out"."""
+        raise ValueError(f"{type(self).__name__} has no reach")
+
+    def tensors(self) -> dict:
+        return {f.name: value for f in fields(self) if hasattr(value := getattr(self, f.name), "index_select")}
+
+    def select(self, box) -> Block:
+        """The same for the boxes `box`, one after the other."""
+        chosen = {k: t if t.shape[0] == 1 else t.index_select(0, box) for k, t in self.tensors().items()}
+        return replace(self, **chosen)
+
+
 class PlaneMap(NamedTuple):
     """An affine map z -> sum_i gather_i(coefficients_i * z_i) + bias that bounds an op from one side."""
 
-    coefficients: tuple  # one "B *in_i" (or broadcastable) tensor per input; None: all zero
+    coefficients: tuple  # per input a "B *in_i" (or broadcastable) tensor, None: all zero; or a Block for every input
     bias: object  # "B *out"
 
 
 class Multivariate(Op):
-    """A function of several elements: products, maxima, softmax."""
+    """A function of several elements: products, maxima, softmax.
+
+    An op with `knobs` takes them as the third argument of `planes`, each of the shape that `initial` gives it; `gather`
+    and `spread` are for coefficients that are tensors.
+    """
 
     kind: ClassVar[str] = "multivariate"
+    knobs: ClassVar[tuple[str, ...]] = ()  # names of the free parameters of `planes`, each in [0, 1]
     coarse: ClassVar[bool] = False  # its planes are no better than its image
 
     def image(self, lowers, uppers):
         """Bounds "B *out" over the boxes of the inputs."""
         raise ValueError(f"{self.name} has no image")
 
-    def planes(self, lowers, uppers) -> tuple[PlaneMap, PlaneMap]:
-        """A lower and an upper plane over the boxes of the inputs."""
+    def initial(self, lowers, uppers) -> dict:
+        """The adaptive choice of the knobs."""
+        return {}
+
+    def planes(self, lowers, uppers, knobs: dict | None = None) -> tuple[PlaneMap, PlaneMap]:
+        """A lower and an upper plane over the boxes of the inputs, valid for any knobs in [0, 1]."""
         raise ValueError(f"{self.name} has no planes")
 
     def gather(self, parts):

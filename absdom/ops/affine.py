@@ -154,11 +154,16 @@ class Mul(Op):
         return lead(a, rank) * lead(b, rank)
 
     def specialise(self, varying):
-        from absdom.ops.multivariate import Product
+        from absdom.ops.products import Product
 
         if all(varying):
             return Product(), (0, 1)
         return Scale(), (0, 1) if varying[0] else (1, 0)
+
+    def of_equal(self):
+        from absdom.ops.functions import Power
+
+        return Power(2.0)
 
 
 @register_op
@@ -174,7 +179,7 @@ class Div(Op):
         return lead(a, rank) / lead(b, rank)
 
     def specialise(self, varying):
-        from absdom.ops.multivariate import Quotient
+        from absdom.ops.products import Quotient
 
         return (Quotient() if varying[1] else Divide()), (0, 1)
 
@@ -223,7 +228,7 @@ class MatMul(Op):
         return lead(a, rank) @ lead(b, rank)
 
     def specialise(self, varying):
-        from absdom.ops.multivariate import MatrixProduct
+        from absdom.ops.products import MatrixProduct
 
         if all(varying):
             return MatrixProduct(), (0, 1)
@@ -336,6 +341,8 @@ class Conv(Affine):
 
     def transpose(self, nu, at, index):
         size = at.inputs[0].shape[2:]
+        if self._tiles(at):
+            return self._transpose_tiles(nu, at)
         back = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self.strides) - 1]
         padded = [n + p + q for n, p, q in zip(size, self.before, self.after, strict=True)]
         symmetric = self.before == self.after
@@ -352,6 +359,22 @@ class Conv(Affine):
             for axis, (p, n) in enumerate(zip(self.before, size, strict=True)):
                 out = out.narrow(axis + 2, p, n)
         return out.reshape(nu.shape[0], *at.inputs[0].shape)
+
+    def _tiles(self, at: At) -> bool:
+        """Do the windows part the input into tiles, as the patches of a vision transformer do?"""
+        kernel = at.inputs[1].shape[2:]
+        covered = tuple(n * k for n, k in zip(at.output.shape[2:], kernel, strict=True))
+        plain = self.groups == 1 and not any(self.before) and not any(self.after) and set(self.dilations) == {1}
+        return plain and self.strides == kernel and covered == at.inputs[0].shape[2:]
+
+    def _transpose_tiles(self, nu, at: At):
+        """A matrix product, and the tiles put in their places: many times faster than a transposed convolution."""
+        channels, *kernel = at.inputs[1].shape[1:]
+        rank, (filters, *sites) = len(kernel), at.output.shape[1:]
+        flat = nu.reshape(-1, filters, prod(sites)).mT @ at.params[1][0].flatten(1)
+        tiles = flat.reshape(-1, *sites, channels, *kernel)
+        order = [0, rank + 1, *(a for i in range(rank) for a in (1 + i, rank + 2 + i))]
+        return tiles.permute(order).reshape(nu.shape[0], *at.inputs[0].shape)
 
     def transpose_onehot(self, position, sign, at, index):
         """A row of a convolution is one kernel, placed at its window: no dense product over a one-hot tensor."""

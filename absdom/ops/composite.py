@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from absdom.ir.op import Composite
-from absdom.ops import affine, multivariate, shape, smooth
+from absdom.ops import affine, functions, multivariate, shape
 from absdom.registry import register_op
 
 
@@ -43,7 +43,16 @@ class Pool(Composite):
         counts = self._counts(x.shape[2:])
         if min(counts) < 1:
             raise ValueError(f"the window {self.kernel} is larger than the padded input {x}")
+        if self.has_empty_window(x.shape[2:]):
+            raise ValueError(f"a window of the pooling over {x} lies wholly in the padding")
         return x.with_shape((*x.shape[:2], *counts))
+
+    def has_empty_window(self, size) -> bool:
+        """Does some window see padding only? Then there is no maximum, and nothing to average."""
+        axes = zip(size, self._counts(size), self.kernel, self.strides, self.dilations, self.before, strict=True)
+        return any(
+            not any(0 <= o * s - p + d * i < n for i in range(k)) for n, count, k, s, d, p in axes for o in range(count)
+        )
 
     def _taps(self, size):
         """Per output site, the list of input coordinates inside the image, and their number with padding."""
@@ -147,7 +156,7 @@ class BatchNorm(Composite):
         t = builder.type(x)
         per_channel = shape.Reshape((t.shape[1], *[1] * (t.rank - 2)))
         epsilon = builder.param(torch.tensor([self.epsilon], dtype=torch.float64), "epsilon")
-        deviation = builder.add(smooth.Sqrt(), builder.add(affine.Add(), var, epsilon))
+        deviation = builder.add(functions.Sqrt(), builder.add(affine.Add(), var, epsilon))
         factor = builder.add(affine.Div(), gamma, deviation)
         shift = builder.add(affine.Sub(), beta, builder.add(affine.Mul(), mean, factor))
         scaled = builder.add(affine.Mul(), x, builder.add(per_channel, factor))

@@ -158,11 +158,9 @@ class Clip(Elementwise):
         return self.eval(lower), self.eval(upper)
 
     def initial(self, lower, upper):
-        # As for ReLU at each corner: the steep line where the sloped part is the longer one.
-        below = (self.low - lower).clamp(min=0)
-        above = (upper - self.high).clamp(min=0)
-        middle = torch.minimum(upper, torch.full_like(upper, self.high)) - lower.clamp(min=self.low)
-        return {"lower": (middle >= below).to(lower.dtype), "upper": (middle >= above).to(lower.dtype)}
+        # The smaller area, as for ReLU at each corner: the steep line where the corner lies left (right) of the middle.
+        below, above = upper - self.low >= self.low - lower, self.high - lower >= upper - self.high
+        return {"lower": below.to(lower.dtype), "upper": above.to(lower.dtype)}
 
     def lines(self, lower, upper, knobs):
         f_low, f_high = self.eval(lower), self.eval(upper)
@@ -233,26 +231,3 @@ class Clip(Elementwise):
         if upper > self.high:
             found.append((upper, 0.0, self.high))
         return tuple(found)
-
-
-@register_op
-@dataclass(frozen=True)
-class Sign(Elementwise):
-    """-1, 0 or 1. Gradients pass straight through inside [-1, 1], for attacks only."""
-
-    def eval(self, x):
-        hard = torch.sign(x)
-        return hard if not x.requires_grad else hard.detach() + (soft := x.clamp(-1, 1)) - soft.detach()
-
-    def image(self, lower, upper):
-        return torch.sign(lower), torch.sign(upper)
-
-    def lines(self, lower, upper, knobs):
-        zero = torch.zeros_like(lower)
-        return Lines(zero, torch.sign(lower), zero, torch.sign(upper))
-
-    def is_exact(self, lower, upper):
-        return torch.sign(lower) == torch.sign(upper)
-
-    def split_points(self, lower, upper):
-        return torch.where(self.is_exact(lower, upper), lower.new_full((), float("nan")), torch.zeros_like(lower))

@@ -1,4 +1,7 @@
-"""Fix the kind of every op from which of its operands vary: Mul -> scale or product, MatMul -> linear or bilinear."""
+"""Fix the kind of every op from which of its operands vary: Mul -> scale or product, MatMul -> linear or bilinear.
+
+An op whose operands are one and the same value may be another op: x * x is a square, whose bounds are far tighter.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ def specialise(graph: Graph) -> Graph:
         else:
             mask = tuple(varies[j] for j in inputs)
             op, positions = node.op.specialise(mask if any(mask) else (True,) * len(mask))
+            equal = node.op.of_equal() if len(inputs) > 1 and len(set(inputs)) == 1 else None
+            if equal is not None:
+                op, positions = equal, (0,)
             made = builder.add(op, *(inputs[p] for p in positions), source=node.source)
         varies[made] = graph.varying[i]
         return made

@@ -5,11 +5,12 @@ from __future__ import annotations
 from math import prod
 
 from absdom.ir.graph import Graph
-from absdom.ops import affine
+from absdom.ops import affine, products, softmax, transposed
 from absdom.passes import liveness
 
 CHUNK_BYTES = 384 * 2**20  # the tensors of one chunk of rows
 CACHE_BYTES = 16 * 2**20  # on a CPU a chunk that stays near the caches is faster (OVAL21: by up to 1.5 times)
+ELEMENT = 24  # what an elementwise step counts per element: it waits for memory, not for arithmetic
 CHUNK_SECONDS = 0.5  # so that deadlines hold
 ASSUMED_FLOPS = {"cpu": 2e10, "cuda": 1e13}  # only scales chunks; never a verdict
 
@@ -24,7 +25,23 @@ def flops(graph: Graph, i: int) -> int:
             return 2 * node.type.numel * graph.nodes[node.inputs[0]].type.shape[-1]
         case affine.Conv():
             return 2 * node.type.numel * prod(graph.nodes[node.inputs[1]].type.shape[1:])
-    return 6 * node.type.numel
+        case transposed.ConvTranspose():
+            reads = node.inputs[:2]
+            return 2 * graph.nodes[reads[0]].type.numel * prod(graph.nodes[reads[1]].type.shape[1:])
+        case products.MatrixProduct() | softmax.Softmax() | softmax.LogSoftmax():
+            return 2 * plane_elements(graph, i)
+    return ELEMENT * node.type.numel
+
+
+def plane_elements(graph: Graph, i: int) -> int:
+    """Coefficients of node i's planes over one box, where they are more than a few per element; else 0."""
+    node = graph.nodes[i]
+    match node.op:
+        case products.MatrixProduct():
+            return 4 * min(node.type.numel * graph.nodes[node.inputs[0]].type.shape[-1], products.PRODUCTS)
+        case softmax.Softmax(axis) | softmax.LogSoftmax(axis):
+            return 2 * node.type.numel * node.type.shape[axis]
+    return 0
 
 
 def row_bytes(graph: Graph, nodes: tuple[int, ...], itemsize: int) -> int:
@@ -45,4 +62,5 @@ def chunk_rows(graph: Graph, nodes: tuple[int, ...], itemsize: int, device: str,
 
 def box_bytes(graph: Graph, itemsize: int) -> int:
     """Bytes that the bounds of all varying nodes take for one box (with noise and lines)."""
-    return 8 * itemsize * sum(n.type.numel for n, v in zip(graph.nodes, graph.varying, strict=True) if v)
+    varying = [i for i, v in enumerate(graph.varying) if v]
+    return itemsize * sum(8 * graph.nodes[i].type.numel + plane_elements(graph, i) for i in varying)

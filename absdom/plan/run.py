@@ -191,7 +191,7 @@ def select(context: Context, stage: Tighten, bounds) -> tuple[torch.Tensor, torc
         for move in reversed(path):
             mask = graph.nodes[move].op.transpose(mask, context.at(move), 0)
         wanted = wanted + mask
-    box, position = torch.nonzero(wanted.flatten(1), as_tuple=True)
+    box, position = torch.nonzero(wanted.reshape(len(wanted), -1), as_tuple=True)
     return box, position
 
 
@@ -317,7 +317,7 @@ def _inject(context, i, nu, rows, constraints, bounds, terms):
 def input_slopes(graph: Graph, at_inputs: Mapping[int, Rows], rows: Rows) -> torch.Tensor:
     """The rows at the network inputs, flat and side by side, "R n"; zero where none arrived."""
     parts = [
-        at_inputs[i].dense().flatten(1)
+        at_inputs[i].dense().reshape(rows.count, -1)
         if i in at_inputs
         else rows.dense().new_zeros((rows.count, graph.nodes[i].type.numel))
         for i in graph.inputs

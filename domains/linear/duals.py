@@ -13,7 +13,7 @@ import torch
 from absdom.domain import AffineDual, LayerDual
 from absdom.domains.interval import with_parameters
 from absdom.domains.linear.recipe import Linear
-from absdom.ir.op import Affine, Elementwise, Lines, Multivariate
+from absdom.ir.op import Affine, Block, Elementwise, Lines, Multivariate, PlaneMap
 from absdom.ops.shape import lead
 from absdom.registry import register_rule
 
@@ -62,32 +62,46 @@ def choose_lines(op: Elementwise, lower, upper, slope: str, knobs) -> Lines:
     return Lines(both, low, both, high)
 
 
+def choose_planes(op: Multivariate, lowers, uppers, knobs) -> tuple[PlaneMap, PlaneMap]:
+    """The planes of `op`; knobs, where given, replace the adaptive choice."""
+    if not op.knobs:
+        return op.planes(lowers, uppers)
+    return op.planes(lowers, uppers, {**op.initial(lowers, uppers), **knobs})
+
+
 class MultivariateDual(LayerDual):
     """nu+ goes back through the lower plane, nu- through the upper one."""
 
     def relax(self, place, recipe):
         bounds = with_parameters(place.inputs, place.at, place.errors)
-        lower, upper = place.op.planes([b.lower for b in bounds], [b.upper for b in bounds])
+        lower, upper = choose_planes(place.op, [b.lower for b in bounds], [b.upper for b in bounds], place.knobs)
         charge = None
         if place.arithmetic.charged:
             arithmetic = place.arithmetic
             charge = torch.maximum(lower.bias.abs(), upper.bias.abs()) * arithmetic.gamma(place.at.output.numel)
-            parts = [
-                torch.maximum(low.abs(), high.abs()) * lead(b.magnitude(), low.dim() - 1)
-                for low, high, b in zip(lower.coefficients, upper.coefficients, bounds, strict=True)
-                if low is not None
-            ]
-            if parts:
+            factors = []
+            for low, high, b in zip(lower.coefficients, upper.coefficients, bounds, strict=True):
+                if isinstance(low, Block):
+                    reach = torch.maximum(low.reach(b.magnitude()), high.reach(b.magnitude()))
+                    charge = charge + reach * arithmetic.gamma(16 + 2 * max(low.terms, high.terms))
+                elif low is not None:
+                    factors.append(torch.maximum(low.abs(), high.abs()) * lead(b.magnitude(), low.dim() - 1))
+            if factors:
                 copies = max(1, *(place.at.output.numel // t.numel for t in place.at.inputs))
-                charge = charge + place.op.gather(parts) * arithmetic.gamma(16 + copies) + arithmetic.tiny
+                charge = charge + place.op.gather(factors) * arithmetic.gamma(16 + copies)
+            charge = charge + arithmetic.tiny
         return lower, upper, charge, bounds
 
     def pull(self, nu, place, relaxation):
         lower, upper, charge, bounds = relaxation
-        parts = [
-            None if low is None else nu.spread(place.op, place.at, i, low, high)
-            for i, (low, high) in enumerate(zip(lower.coefficients, upper.coefficients, strict=True))
-        ]
+        pairs = list(zip(lower.coefficients, upper.coefficients, strict=True))
+        if all(isinstance(low, Block) for low, _ in pairs):
+            parts = nu.spread_blocks(pairs)
+        else:
+            parts = [
+                None if low is None else nu.spread(place.op, place.at, i, low, high)
+                for i, (low, high) in enumerate(pairs)
+            ]
         constant = nu.dot_signed(lower.bias, upper.bias)
         for part, bound, varying in zip(parts, bounds, place.at.varying, strict=True):
             if part is not None and not varying:

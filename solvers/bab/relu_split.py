@@ -162,8 +162,8 @@ class ReluSplit:
         bounds = dict(self.root[context])
         for _, source, position, start in self.readers:
             base, part = bounds[source], phase[:, start : start + len(position)]
-            lower = base.lower.flatten(1).expand(len(phase), -1).clone()
-            upper = base.upper.flatten(1).expand(len(phase), -1).clone()
+            lower = base.lower.reshape(len(base.lower), -1).expand(len(phase), -1).clone()
+            upper = base.upper.reshape(len(base.upper), -1).expand(len(phase), -1).clone()
             low, high = lower[:, position], upper[:, position]
             lower[:, position] = torch.where(part > 0, low.clamp(min=0), low)
             upper[:, position] = torch.where(part < 0, high.clamp(max=0), high)
@@ -259,9 +259,9 @@ class ReluSplit:
             if i not in trace:
                 continue
             here = slice(start, start + len(position))
-            nu = trace[i].dense().flatten(1)[:, position]
+            nu = trace[i].dense().reshape(len(leaf), -1)[:, position]
             b = bounds[source]
-            low, high = (t.flatten(1)[:, position][leaf] for t in (b.lower, b.upper))
+            low, high = (t.reshape(len(t), -1)[:, position][leaf] for t in (b.lower, b.upper))
             slope = leaves.slope[:, here].float()[leaf]
             top = -low * high / (high - low).clamp(min=1e-30)
             gap = torch.minimum(-slope * low, (1 - slope) * high)

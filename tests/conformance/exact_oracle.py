@@ -89,11 +89,40 @@ def apply(op, v):
             return each(mpmath.tanh, x)
         case ops.Sqrt():
             return each(mpmath.sqrt, x)
+        case ops.Power(exponent):
+            return each(lambda t: t ** (int(exponent) if float(exponent).is_integer() else mpmath.mpf(exponent)), x)
+        case ops.Elu(alpha) | ops.Celu(alpha):
+            scale = mpmath.mpf(alpha) if isinstance(op, ops.Celu) else mpmath.mpf(1)
+            return each(lambda t: t if t > 0 else mpmath.mpf(alpha) * mpmath.expm1(t / scale), x)
+        case ops.Selu(alpha, gamma):
+            return each(lambda t: gamma * t if t > 0 else mpmath.mpf(alpha) * gamma * mpmath.expm1(t), x)
+        case ops.Gelu(tanh):
+            return each(lambda t: t * (1 + (_gelu_tanh(t) if tanh else mpmath.erf(t / mpmath.sqrt(2)))) / 2, x)
+        case ops.HardSwish():
+            return each(lambda t: t * min(max(t + 3, mpmath.mpf(0)), mpmath.mpf(6)) / 6, x)
+        case op_ if type(op_) in FUNCTIONS:
+            return each(FUNCTIONS[type(op_)], x)
         case ops.ReduceMax(axis):
             return x.max(axis, keepdims=True)
         case ops.Softmax(axis):
             e = each(lambda t: mpmath.exp(t), x - x.max(axis, keepdims=True))
             return e / e.sum(axis, keepdims=True)
+        case ops.LogSoftmax(axis):
+            return x - apply(ops.LogSumExp(axis), v)
+        case ops.LogSumExp(axis):
+            top = x.max(axis, keepdims=True)
+            return top + each(mpmath.log, each(mpmath.exp, x - top).sum(axis, keepdims=True))
+        case ops.Rescale(count, epsilon, shift):
+            x, w = np.broadcast_arrays(x, v[1])
+            w = each(max, w, each(lambda t: t * t / mpmath.mpf(count), x))
+            bottom = each(lambda t: mpmath.sqrt(t + mpmath.mpf(epsilon)) + mpmath.mpf(shift), w)
+            return each(lambda t, b: t / b if b else mpmath.mpf(0), x, bottom)
+        case ops.RmsNorm(axes, epsilon, shift, total):
+            count = 1 if total else np.prod([x.shape[a] for a in axes], dtype=int)
+            squares = apply(ops.ReduceSum(axes), [x * x])
+            return apply(ops.Rescale(int(count), epsilon, shift), [x, squares / mpmath.mpf(int(count))])
+        case ops.Standardise(axes, epsilon, shift):
+            return apply(ops.RmsNorm(axes, epsilon, shift), [x - apply(ops.ReduceMean(axes), v)])
         case ops.BatchNorm(epsilon):
             shape = (1, -1, *[1] * (x.ndim - 2))
             gamma, beta, mean, var = (t.reshape(shape) for t in v[1:])
@@ -115,6 +144,29 @@ def apply(op, v):
         case ops.Expand(shape):
             return np.broadcast_to(x, np.broadcast_shapes(x.shape, shape))
     raise ValueError(f"the oracle does not know {op}")
+
+
+def _gelu_tanh(t):
+    return mpmath.tanh(mpmath.sqrt(2 / mpmath.pi) * (t + mpmath.mpf(0.044715) * t**3))
+
+
+FUNCTIONS = {
+    ops.Floor: mpmath.floor,
+    ops.Ceil: mpmath.ceil,
+    ops.Round: mpmath.nint,
+    ops.Truncate: lambda t: mpmath.mpf(int(t)),
+    ops.Exp: mpmath.exp,
+    ops.Log: mpmath.log,
+    ops.Sin: mpmath.sin,
+    ops.Cos: mpmath.cos,
+    ops.Tan: mpmath.tan,
+    ops.Atan: mpmath.atan,
+    ops.Erf: mpmath.erf,
+    ops.Softplus: lambda t: mpmath.log1p(mpmath.exp(t)) if t < 0 else t + mpmath.log1p(mpmath.exp(-t)),
+    ops.Softsign: lambda t: t / (1 + abs(t)),
+    ops.Silu: lambda t: t / (1 + mpmath.exp(-t)),
+    ops.Mish: lambda t: t * mpmath.tanh(mpmath.log1p(mpmath.exp(t))),
+}
 
 
 def sites(op, size, kernel):

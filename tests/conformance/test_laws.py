@@ -28,7 +28,7 @@ def test_ops_keep_the_laws(name):
         testing.check_case(case, recipe)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in (*testing.NOT_SMOOTH, "Conv", "AveragePool")])
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("Conv", "AveragePool", "Tan")])
 def test_bounds_are_differentiable_in_boxes_and_weights(name):
     testing.check_gradients(CASES[name], "crown")
 

@@ -160,3 +160,38 @@ def test_round_into_gives_float32_points_of_the_box():
         near = clipped.astype(np.float32)
         fits = (near >= inputs.lower[0]) & (near <= inputs.upper[0])
         assert (x == near)[fits].all()
+
+
+@pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clipped", "whole"])
+@pytest.mark.parametrize("norm", [1, 2, inf])
+def test_lowest_gives_a_point_of_the_set_where_the_row_is_least(norm, clip):
+    random = np.random.default_rng(5)
+    for trial in range(60):
+        n, boxes = int(random.integers(1, 6)), int(random.integers(1, 4))
+        centre = random.uniform(0, 1, (boxes, n)).round(2)
+        radius = random.choice([0.0, 1e-3, 0.1, 0.5, 2.0], boxes)
+        nu = random.standard_normal((boxes, 2, n)) * random.choice([0, 1, 1, 1e3], (boxes, 2, n))
+        batch = InputBatch.of(InputSet.ball(centre, radius, norm, clip), FLOAT64)
+        found = batch.lowest(torch.from_numpy(nu)).numpy()
+        low, high = (-inf, inf) if clip is None else clip
+        for b in range(boxes):
+            for row, x in zip(nu[b], found[b], strict=True):
+                best = optimum(row, centre[b], radius[b], norm, np.full(n, low), np.full(n, high))
+                assert abs(row @ x - best) <= 1e-6 * (1 + np.abs(row).sum()), (trial, row, x)
+                size = np.linalg.norm(x - centre[b], norm)
+                assert size <= radius[b] * (1 + 1e-12) + 1e-15 and (low <= x).all() and (x <= high).all()
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("radius", [1e-3, 0.1, 3.0])
+def test_points_at_the_rim_of_a_ball_are_rounded_into_it(norm, radius):
+    random = np.random.default_rng(6)
+    for n in (1, 5, 200):
+        centre = random.uniform(0, 1, n)
+        inputs = InputSet.ball(centre, radius, norm, None)
+        for _ in range(20):
+            step = random.standard_normal(n)
+            point = centre + step * (radius / np.linalg.norm(step, norm))
+            x = inputs.round_into(point, 0)
+            assert x.dtype == np.float32 and inputs.contains(x, 0)
+            assert np.linalg.norm(x - point, norm) <= 1e-6 * (radius + norm * n), "moved further than rounding asks"

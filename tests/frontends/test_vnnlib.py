@@ -316,7 +316,7 @@ BOX = unit_box(2)
     [
         ("", ["empty"]),
         (" ; only a comment\n", ["empty"]),
-        ("; c\n(vnnlib-version <2.0>)\n", ["VNN-LIB 2.0 is not supported yet"]),
+        ("; c\n(vnnlib-version <2.0>)\n", ["no network is declared"]),
         (HEAD + "(assert (<= X_0 1)\n(assert (>= X_0 0))", [":5:1:", "not closed before the next command", ":6:1"]),
         (HEAD + BOX + "\n  (assert (or (<= Y_0 1)", [":10:3:", "never closed"]),
         (HEAD + "(assert (<= X_0 1)))\n", [":5:20:", "closes nothing"]),
