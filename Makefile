@@ -1,12 +1,13 @@
 # make demo: install and verify a small network.  make test: install and run the checks.
 # make onnx-backend: how many of onnx's own backend node tests load and agree, and why the others do not load.
+# make nightly: ten thousand generated cases (pytest -m nightly).
 # PYTHON=/path/to/python3.11 chooses the interpreter; JOBS=n the number of test processes.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test onnx-backend clean
+.PHONY: demo test onnx-backend nightly clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/01_verify.py
@@ -18,6 +19,9 @@ test: $(VENV)/.installed-dev
 
 onnx-backend: $(VENV)/.installed-dev
 	$(BIN)/python tests/frontends/onnx_backend.py
+
+nightly: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n $(JOBS) -m nightly
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "absdom needs Python 3.11 or later: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }

@@ -18,6 +18,7 @@ from absdom.frontends import (  # noqa: F401  (they register their handlers)
     onnx_conv,
     onnx_einsum,
     onnx_fourier,
+    onnx_hyperbolic,
     onnx_logic,
     onnx_normalise,
     onnx_quantise,

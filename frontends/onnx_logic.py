@@ -218,7 +218,7 @@ def is_place(t: Translation, x: int) -> bool:
 @translates("OneHot")
 def one_hot(t: Translation, call: Call):
     """off + (on - off) [index = place], along a new axis; an index below 0 counts from the end."""
-    indices, depth = t.node(call, 0), t.integers(call, 1, "depth")[0]
+    indices, depth = t.node(call, 0), t.integer(call, 1, "depth")
     off, on = (float(v) for v in t.constant(call, 2, "value").reshape(-1))
     if not whole(t, call, 0):
         indices = t.add(ops.Truncate(), indices)

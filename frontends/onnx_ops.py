@@ -68,9 +68,9 @@ def clip(t: Translation, call: Call):
         low, high = call.get("min", -inf), call.get("max", inf)
     else:
         if call.has(1):
-            low = float(t.constant(call, 1, "minimum").reshape(-1)[0])
+            low = t.number(call, 1, "minimum")
         if call.has(2):
-            high = float(t.constant(call, 2, "maximum").reshape(-1)[0])
+            high = t.number(call, 2, "maximum")
     if np.isnan(low) or np.isnan(high):
         raise ModelError(f"{t.where}: a bound of {call.source} is NaN")
     largest = float(np.finfo(np.float32).max)

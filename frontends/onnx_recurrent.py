@@ -101,18 +101,28 @@ class Cell:
         return self.add(candidate, self.mul(z, self.t.add(ops.Sub(), h, candidate)))
 
 
-@translates("RNN", "GRU", "LSTM")
-def recurrent(t: Translation, call: Call):
+def _check_shapes(t: Translation, call: Call) -> None:
+    """x "S B I" (or "B S I"), weights "D gates*H I" and "D gates*H H", biases, first states and peepholes."""
     if any(len(t.shape(call, i)) != 3 for i in range(3)):
         raise ModelError(f"{t.where}: an input of {call.source} has not three axes")
-    x, gates = t.node(call, 0), GATES[call.op]
+    x, hidden = t.shape(call, 0), t.shape(call, 2)[-1]
+    sides, gates = len(DIRECTIONS[call.get("direction", "forward")]), GATES[call.op]
+    state = (x[0], sides, hidden) if call.get("layout", 0) else (sides, x[1], hidden)
+    wanted = {1: (gates * hidden, x[2]), 2: (gates * hidden, hidden), 3: (2 * gates * hidden,), 7: (3 * hidden,)}
+    for position, shape in ({k: (sides, *v) for k, v in wanted.items()} | {5: state, 6: state}).items():
+        if call.has(position) and t.shape(call, position) != shape:
+            found = t.shape(call, position)
+            raise ModelError(f"{t.where}: input {position} of {call.source} has shape {found}; {shape} fits the others")
+
+
+@translates("RNN", "GRU", "LSTM")
+def recurrent(t: Translation, call: Call):
+    _check_shapes(t, call)
+    x, gates, hidden = t.node(call, 0), GATES[call.op], t.shape(call, 2)[-1]
     if call.get("layout", 0):
         x = t.add(ops.Permute((1, 0, 2)), x)
-    steps, batch, size = t.builder.type(x).shape
+    steps, batch, _ = t.builder.type(x).shape
     reverse = DIRECTIONS[call.get("direction", "forward")]
-    shape, hidden = t.shape(call, 1), t.shape(call, 2)[-1]
-    if shape != (len(reverse), gates * hidden, size) or t.shape(call, 2) != (len(reverse), gates * hidden, hidden):
-        raise ModelError(f"{t.where}: {call.source} has weights {shape} and {t.shape(call, 2)} for an input of {size}")
     if steps > MOST_STEPS:
         raise Problem(f"{steps} steps; up to {MOST_STEPS} are supported")
     lengths = t.constant(call, 4, "sequence_lens").reshape(-1) if call.has(4) else np.full(batch, steps)
@@ -120,14 +130,14 @@ def recurrent(t: Translation, call: Call):
     each = len(USUAL[call.op])
     if len(names) != each * len(reverse) or len(lengths) != batch:
         raise ModelError(f"{t.where}: {call.source} has activations {names} and {len(lengths)} sequence_lens")
-    sides = []
+    made = []
     for d, backwards in enumerate(reverse):
         functions = tuple(ACTIVATIONS[n] for n in names[d * each : (d + 1) * each])
         cell = _cell(t, call, x, d, functions, gates, hidden)
         state = [_state(t, call, i, d, batch, hidden) if i == 5 or gates == 4 else None for i in (5, 6)]
-        sides.append(_unroll(t, cell, state, steps, lengths, backwards))
-    y = t.add(ops.Concat(1), *(side[0] for side in sides)) if len(sides) > 1 else sides[0][0]
-    last = [t.add(ops.Concat(0), *parts) if len(parts) > 1 else parts[0] for parts in _ends(t, call, sides)]
+        made.append(_unroll(t, cell, state, steps, lengths, backwards))
+    y = t.add(ops.Concat(1), *(side[0] for side in made)) if len(reverse) > 1 else made[0][0]
+    last = [t.add(ops.Concat(0), *parts) if len(parts) > 1 else parts[0] for parts in _ends(t, call, made)]
     if call.get("layout", 0):
         y = t.add(ops.Permute((2, 0, 1, 3)), y)
         last = [t.add(ops.Permute((1, 0, 2)), state) for state in last]

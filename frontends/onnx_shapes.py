@@ -168,7 +168,7 @@ def pad(t: Translation, call: Call):
         pads, fill, axes = tuple(call.get("pads", ())), call.get("value", 0.0), tuple(range(rank))
     else:
         pads = t.integers(call, 1, "pads")
-        fill = float(t.constant(call, 2, "constant_value").reshape(-1)[0]) if call.has(2) else 0.0
+        fill = float(t.number(call, 2, "constant_value")) if call.has(2) else 0.0
         axes = t.integers(call, 3, "axes") if call.has(3) else tuple(range(rank))
     axes = [t.axis(call, a, rank) for a in axes]
     if len(pads) != 2 * len(axes):

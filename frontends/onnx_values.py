@@ -156,12 +156,15 @@ class Translation:
     def integers(self, call: Call, position: int, what: str) -> tuple[int, ...]:
         return tuple(int(i) for i in self.constant(call, position, what).reshape(-1))
 
+    def number(self, call: Call, position: int, what: str) -> float:
+        """A constant that is one number."""
+        found = self.constant(call, position, what)
+        if found.size != 1:
+            raise ModelError(f"{self.where}: the {what} of {call.source} is not one number: it has shape {found.shape}")
+        return found.reshape(-1)[0].item()
+
     def integer(self, call: Call, position: int, what: str) -> int:
-        """A constant that is one whole number."""
-        found = self.integers(call, position, what)
-        if len(found) != 1:
-            raise ModelError(f"{self.where}: the {what} of {call.source} is not one number: {found}")
-        return found[0]
+        return int(self.number(call, position, what))
 
     def broadcast(self, call: Call, *shapes: tuple[int, ...]) -> tuple[int, ...]:
         try:
@@ -259,7 +262,8 @@ class Translation:
     def cast_like(self, call: Call) -> None:
         """Give a constant the element type of another value."""
         value = self.value(call, 0)
-        array = value.array.astype(self.dtype(call, 1))
+        with np.errstate(all="ignore"):
+            array = value.array.astype(self.dtype(call, 1))
         self.values[call.outputs[0]] = Value(call.outputs[0], array=array, suspect=value.suspect)
 
     def compute(self, call: Call, inputs: list[Value | None]) -> list[np.ndarray]:

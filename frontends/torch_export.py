@@ -183,6 +183,9 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings(), redirect_stderr(printed):
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings(
+                "ignore", r"The tensor attributes? self\.(\S+\.)?_flat_weights"
+            )  # of recurrent layers
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,4 +1,4 @@
-"""ATen calls that compute element by element, reduce, or multiply matrices, written as absdom ops."""
+"""ATen calls that compute element by element, written as absdom ops."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from math import inf
 import torch
 
 from absdom import ops
+from absdom.frontends.torch_source import target_name
 from absdom.frontends.torch_values import Index, Masked, Translation, Unsupported, handles
 from absdom.ir.op import Op
 
@@ -39,6 +40,32 @@ def rsqrt(t: Translation, x):
 @handles("reciprocal")
 def reciprocal(t: Translation, x):
     return power(t, x, -1)
+
+
+@handles("exp2", "expm1")
+def shifted_exp(t: Translation, x):
+    if target_name(t.node) == "exp2":
+        return power(t, 2.0, x)
+    return t.add(ops.Sub(), t.add(ops.Exp(), x), 1.0)
+
+
+@handles("log2", "log10")
+def other_log(t: Translation, x):
+    base = 2.0 if target_name(t.node) == "log2" else 10.0
+    return t.add(ops.Div(), t.add(ops.Log(), x), t.add(ops.Log(), base))
+
+
+@handles("log1p")
+def log1p(t: Translation, x):
+    return t.add(ops.Log(), t.add(ops.Add(), x, 1.0))
+
+
+@handles("sinh", "cosh")
+def hyperbolic(t: Translation, x):
+    """(exp(x) -+ exp(-x)) / 2."""
+    up, down = t.add(ops.Exp(), x), t.add(ops.Exp(), t.add(ops.Neg(), x))
+    join = ops.Sub() if target_name(t.node) == "sinh" else ops.Add()
+    return t.add(ops.Div(), t.add(join, up, down), 2.0)
 
 
 @handles("leaky_relu")
@@ -130,7 +157,8 @@ def softshrink(t: Translation, x, lambd=0.5):
 @handles("clamp", "clip")
 def clamp(t: Translation, x, min=None, max=None):
     if all(b is None or isinstance(b, (int, float)) for b in (min, max)):
-        return t.add(ops.Clip(-inf if min is None else float(min), inf if max is None else float(max)), x)
+        low, high = -inf if min is None else float(min), inf if max is None else float(max)
+        return t.add(ops.Clip(low if low < high else high, high), x)  # crossed ends: the maximum is taken last
     out = t.index(x)
     out = out if min is None else extreme(t, out, min, "max")
     return out if max is None else extreme(t, out, max, "min")
@@ -159,7 +187,7 @@ def minimum(t: Translation, a, b):
 def extreme(t: Translation, a, b, which: str) -> Index:
     """The elementwise maximum or minimum of two values that broadcast."""
     for x, end in ((a, b), (b, a)):
-        if t.is_constant(end) and not t.is_constant(x) and t.constant(end).numel() == 1:
+        if t.is_settled(end) and not t.is_constant(x) and t.constant(end).numel() == 1:
             value = float(t.constant(end))
             out = t.add(ops.Clip(value, inf) if which == "max" else ops.Clip(-inf, value), x)
             shape = torch.broadcast_shapes(t.shape(x), tuple(t.constant(end).shape))
@@ -336,6 +364,12 @@ def logical_or(t: Translation, a, b):
     return extreme(t, a, b, "max")
 
 
+@handles("logical_xor", "bitwise_xor", "__xor__")
+def logical_xor(t: Translation, a, b):
+    _truth(t, a, b)
+    return t.add(ops.Abs(), t.add(ops.Sub(), a, b))
+
+
 @handles("where")
 def where(t: Translation, condition, a=None, b=None):
     if a is None:
@@ -352,7 +386,9 @@ def choose(t: Translation, mask: torch.Tensor, a, b) -> Index | Masked:
     for side, other, chosen in ((a, b, mask), (b, a, ~mask)):
         if t.is_constant(side):
             known = t.constant(side)
-            known = known.double() if not known.is_floating_point() else known
+            if torch.isfinite(known).all():
+                sides.append(t.index(side))
+                continue
             known = torch.where(chosen, known, torch.zeros((), dtype=known.dtype))
             if torch.isneginf(known).any() and not t.is_constant(other):
                 if not torch.isneginf(known)[chosen.expand(known.shape)].all():

@@ -98,7 +98,7 @@ def topk(t: Translation, x, k, dim=-1, largest=True, sorted=True):
 
 
 @handles("sort")
-def sort(t: Translation, x, dim=-1, descending=False):
+def sort(t: Translation, x, dim=-1, descending=False, *, stable=False):
     return topk(t, x, t.shape(x)[t.axis(x, dim)], dim, descending)
 
 

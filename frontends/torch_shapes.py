@@ -264,7 +264,15 @@ def axis_by_axis(t: Translation, x, *args, **kwargs):
     return out
 
 
-@handles("index")
+@handles("embedding")
+def embedding(t: Translation, weight, places, *_, **__):
+    """Rows of a table of weights at constant places."""
+    rows = t.constant(places, "its index")
+    out = t.take(weight, 0, rows.reshape(-1).tolist())
+    return t.reshape(out, (*rows.shape, *t.shape(weight)[1:]))
+
+
+@handles("index", "_unsafe_index")
 def index(t: Translation, x, indices):
     """x[..., i, ...] with constant indices; one index alone selects along its axis."""
     used = [axis for axis, i in enumerate(indices) if i is not None]
@@ -287,13 +295,13 @@ def copy(t: Translation, x, source, *_):
 
 
 @handles("gather", "take", "diagonal", "diagonal_copy", "rot90", "unfold", "unfold_copy", "im2col", "diag_embed",
-         "diag", "select_scatter", "slice_scatter", "diagonal_scatter", "index_put", "scatter",
+         "diag", "select_scatter", "slice_scatter", "diagonal_scatter", "index_put", "_unsafe_index_put", "scatter",
          "index_copy")  # fmt: skip
 def moved(t: Translation, *_, **__):
     """The same call on the places of the elements, counted from 1; what the call fills in itself is 0: a zero."""
     name, arguments = t.node.target.name(), (t.node.args, dict(t.node.kwargs))
     if name in ("aten::scatter.value", "aten::scatter.value_reduce", "aten::scatter.reduce") or (
-        name.startswith("aten::index_put") and (t.node.args[3:] == (True,) or t.node.kwargs.get("accumulate"))
+        "index_put" in name and (t.node.args[3:] == (True,) or t.node.kwargs.get("accumulate"))
     ):
         raise Unsupported("it adds up, or writes a plain number: only moves of elements are supported")
     sources: list = []

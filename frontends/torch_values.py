@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from absdom import ops
-from absdom.errors import GraphError, ModelError
+from absdom.errors import GraphError, ModelError, UsageError
 from absdom.frontends.torch_source import describe, module_paths, target_name
 from absdom.ir.graph import Builder
 from absdom.ir.op import Op
@@ -83,8 +83,19 @@ class Broken(NamedTuple):
 
 
 def handles(*names: str):
-    """Decorator: the function translates these ATen calls; its arguments are the call's."""
-    return lambda handler: HANDLERS.update(dict.fromkeys(names, handler)) or handler
+    """Decorator: the function translates these ATen calls; it takes the translation and the call's own arguments.
+
+    Ops of other libraries are called `library.name`.
+    """
+
+    def register(handler: Callable) -> Callable:
+        for name in names:
+            if HANDLERS.setdefault(name, handler) is not handler:
+                files = " and in ".join(h.__code__.co_filename for h in (HANDLERS[name], handler))
+                raise UsageError(f"the torch call {name} is translated twice: in {files}; remove one of them")
+        return handler
+
+    return register
 
 
 class Translation:
@@ -226,6 +237,11 @@ class Translation:
     def is_constant(self, x) -> bool:
         value = self.value(x)
         return isinstance(value, Constant) or (isinstance(value, (bool, int, float)) and not isinstance(value, Index))
+
+    def is_settled(self, x) -> bool:
+        """Is it a constant that no buffer and no rounding stands behind?"""
+        value = self.value(x)
+        return self.is_constant(x) and not (isinstance(value, Constant) and not value.settled)
 
     def index(self, x) -> Index:
         """The graph node of an argument: a call's result, a weight (added on first use), a constant or a number."""

@@ -18,6 +18,7 @@ from absdom.domain import InputBatch
 from absdom.plan import run
 from absdom.problem import Problem
 from absdom.registry import register_service
+from absdom.solvers.cells import cells
 from absdom.types import Clock
 from absdom.verdict import Witness
 
@@ -52,6 +53,9 @@ def attack(
     boxes = np.unique(spec.box[problem.open])
     context = problem.engine.evaluator(SEARCH)
     rows_of_box = np.bincount(spec.row_box(), minlength=len(problem.property.inputs))
+    found = _try_cells(problem, context, boxes, confirm, clock)
+    if found is not None or clock.passed():
+        return found
     for _ in range(effort.rounds):
         for group in _groups(boxes, rows_of_box, effort.restarts):
             found = _attack_boxes(problem, context, group, confirm, clock, generator, effort)
@@ -82,6 +86,25 @@ def starts(batch: InputBatch, count: int, generator: torch.Generator) -> torch.T
     share[:, :corners] = (share[:, :corners] > 0.5).to(share.dtype)
     share[:, -1] = 0.5
     return batch.project(batch.lower[:, None] + share * (batch.upper - batch.lower)[:, None])
+
+
+def _try_cells(problem, context, boxes, confirm, clock) -> Witness | None:
+    prop, arithmetic = problem.property, context.arithmetic
+    for b, points in cells(context.graph, InputBatch.of(prop.inputs.select(boxes), arithmetic)):
+        if clock.passed():
+            return None
+        clauses = problem.open[prop.spec.box[problem.open] == boxes[b]]
+        rows = np.flatnonzero(np.isin(prop.spec.clause, clauses))
+        C, d = arithmetic.tensor(prop.spec.C[rows].toarray()), arithmetic.tensor(prop.spec.d[rows])
+        row_clause = torch.as_tensor(np.searchsorted(clauses, prop.spec.clause[rows]), device=C.device)
+        with torch.no_grad():
+            values = run.evaluate(context, points) @ C.T + d
+        worst = values.new_full((len(values), len(clauses)), -torch.inf)
+        worst = worst.scatter_reduce(1, row_clause.expand(len(values), -1), values, "amax")
+        found = _try(problem, boxes[b : b + 1], clauses, points[None], worst, confirm, len(points))
+        if found is not None:
+            return found
+    return None
 
 
 def _attack_boxes(problem, context, boxes, confirm, clock, generator, effort) -> Witness | None:

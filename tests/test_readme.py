@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from absdom import api
+from absdom.cli.commands import COMMANDS
 from absdom.cli.main import parse
 
 START = "<!-- coverage: written by `pytest tests/test_readme.py --update-readme` -->\n\n"
@@ -35,19 +36,22 @@ def commands(root: Path) -> list[str]:
 
 def test_the_commands_parse(root):
     found = commands(root)
-    assert len(found) == 10
+    assert len(found) == 14
     for command in found:
         arguments = shlex.split(command)[1:]
         if "--help" not in arguments:
             parse(arguments)
-    assert {command.split()[1] for command in found} == {"verify", "bound", "plan", "info", "coverage", "campaign"}
+    assert {command.split()[1] for command in found} == set(COMMANDS)
 
 
-def test_the_python_block_runs(root, small, tmp_path, monkeypatch, capsys):
+def test_the_python_blocks_run(root, small, tmp_path, monkeypatch, capsys):
     shutil.copy(small.model, tmp_path / "net.onnx")
     shutil.copy(small.fails, tmp_path / "prop.vnnlib")
     monkeypatch.chdir(tmp_path)
     text = (root / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("sat ")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert out.startswith("sat ") and "(declare-const X_0 Real)" in out

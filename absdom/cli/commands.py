@@ -16,7 +16,7 @@ SHOWN_ROWS = 40
 
 
 def run(args: argparse.Namespace) -> int:
-    return _COMMANDS[args.command](args)
+    return COMMANDS[args.command](args)
 
 
 def _api(args: argparse.Namespace):
@@ -184,4 +184,4 @@ def campaign(args: argparse.Namespace) -> int:
     return 1 if outcome.wrong else 0
 
 
-_COMMANDS = {f.__name__: f for f in (verify, bound, plan, supports, coverage, info, survey, campaign)}
+COMMANDS = {f.__name__: f for f in (verify, bound, plan, supports, coverage, info, survey, campaign)}

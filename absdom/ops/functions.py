@@ -325,28 +325,33 @@ class Gated(Smooth):
 @register_op
 @dataclass(frozen=True)
 class Gelu(Gated):
-    """x Phi(x); with `tanh`, the approximation 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    """x Phi(x) = x (1 + erf(x / sqrt(2))) / 2, with any divisor in place of sqrt(2); with `tanh`, the approximation
+    0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), which has no divisor."""
 
     tanh: bool = False
+    divisor: float = sqrt(2)
 
     @property
     def breaks(self):
-        return (-1.4185040087908284, 1.4185040087908284) if self.tanh else (-sqrt(2), sqrt(2))
+        return (-1.4185040087908284, 1.4185040087908284) if self.tanh else (-self.divisor, self.divisor)
 
     @property
     def extrema(self):
-        return (-0.75246142207101626,) if self.tanh else (-0.75179152469356446,)
+        return (-0.75246142207101626 if self.tanh else -0.75179152469356446 * (self.divisor / sqrt(2)),)
 
     @property
     def low(self):
-        return -0.1701 if self.tanh else -0.16998
+        return -0.1701 if self.tanh else -0.16998 * (self.divisor / sqrt(2))
 
     def eval(self, x):
-        return F.gelu(x, approximate="tanh" if self.tanh else "none")
+        if self.tanh or self.divisor == sqrt(2):
+            return F.gelu(x, approximate="tanh" if self.tanh else "none")
+        return x * (1 + torch.erf(x / self.divisor)) / 2
 
     def derivative(self, x):
         if not self.tanh:
-            return (1 + torch.erf(x / sqrt(2))) / 2 + x * torch.exp(-x.square() / 2) / sqrt(2 * pi)
+            t = x / self.divisor
+            return (1 + torch.erf(t)) / 2 + t.clamp(-64, 64) * torch.exp(-t.square()) / sqrt(pi)
         inner = sqrt(2 / pi) * (x + 0.044715 * x**3)
         small = torch.exp(-2 * inner.abs())
         bell = 4 * small / (1 + small).square()

@@ -171,11 +171,12 @@ def test_a_plugin_runs_first_and_its_failure_is_one_line(api, capsys, tmp_path):
 def test_bound_prints_rows_or_json(api, capsys, tmp_path):
     rows = [(0, 0, 0.5), (0, 1, -2.0), (1, 2, math.nan)]
     listed = [dict(zip(("clause", "row", "lower"), row)) for row in rows]
-    report = types.SimpleNamespace(rows=rows, seconds=0.5, peak_mb=12.0)
+    report = types.SimpleNamespace(rows=rows, seconds=0.5, peak_mb=12.0, method="crown")
     report.to_json = lambda: {"rows": listed, "seconds": 0.5, "peak_mb": 12.0}
-    api.bound = lambda model, prop, method, device: report
+    api.bound = lambda model, prop, method, device, budget, progress: report
     assert main(["bound", "m", "p", "--method", "crown"]) == 0
-    assert "12.0 MB" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "12.0 MB" in out and "method crown" in out
     assert main(["bound", "m", "p", "--method", "crown", "--json", "-"]) == 0
     read = json.loads(capsys.readouterr().out)
     assert read["rows"][1] == {"clause": 0, "row": 1, "lower": -2.0} and read["rows"][2]["lower"] is None

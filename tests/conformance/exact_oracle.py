@@ -96,8 +96,9 @@ def apply(op, v):
             return each(lambda t: t if t > 0 else mpmath.mpf(alpha) * mpmath.expm1(t / scale), x)
         case ops.Selu(alpha, gamma):
             return each(lambda t: gamma * t if t > 0 else mpmath.mpf(alpha) * gamma * mpmath.expm1(t), x)
-        case ops.Gelu(tanh):
-            return each(lambda t: t * (1 + (_gelu_tanh(t) if tanh else mpmath.erf(t / mpmath.sqrt(2)))) / 2, x)
+        case ops.Gelu(tanh, divisor):
+            root = mpmath.sqrt(2) if divisor == 2**0.5 else mpmath.mpf(divisor)
+            return each(lambda t: t * (1 + (_gelu_tanh(t) if tanh else mpmath.erf(t / root))) / 2, x)
         case ops.HardSwish():
             return each(lambda t: t * min(max(t + 3, mpmath.mpf(0)), mpmath.mpf(6)) / 6, x)
         case op_ if type(op_) in FUNCTIONS:

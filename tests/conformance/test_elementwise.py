@@ -18,7 +18,8 @@ FUNCTIONS = [
     ops.Clip(high=0.3), ops.Clip(low=-0.2), ops.Clip(0.0, 6.0), ops.Clip(1.0, 1.0), ops.Sigmoid(), ops.Tanh(), ops.Sign(),
     ops.Exp(), ops.Log(), ops.Sqrt(), ops.Power(2.0), ops.Power(3.0), ops.Power(-1.0), ops.Power(-2.0), ops.Power(1.5),
     ops.Power(-0.5), ops.Sin(), ops.Cos(), ops.Tan(), ops.Atan(), ops.Erf(), ops.Softplus(), ops.Softsign(), ops.Elu(),
-    ops.Elu(0.3), ops.Elu(-0.5), ops.Celu(2.0), ops.Selu(), ops.Gelu(), ops.Gelu(True), ops.Silu(), ops.Mish(), ops.HardSwish(),
+    ops.Elu(0.3), ops.Elu(-0.5), ops.Celu(2.0), ops.Selu(), ops.Gelu(), ops.Gelu(True), ops.Gelu(divisor=1.25), ops.Silu(),
+    ops.Mish(), ops.HardSwish(),
     ops.Floor(), ops.Ceil(), ops.Round(), ops.Truncate(),
 ]  # fmt: skip
 TYPES = (torch.float32, torch.float64)

@@ -14,7 +14,7 @@ from onnx_models import agree, model, names_of, node
 from absdom import testing
 from absdom.arithmetic import PROOF
 from absdom.errors import ModelError, UnsupportedOp
-from absdom.frontends.onnx import load_onnx
+from absdom.frontends.onnx import Judge, load_onnx
 from absdom.passes import lower
 
 RNG = np.random.default_rng(5)
@@ -117,6 +117,30 @@ def test_max_unpool():
         node("MaxUnpool", "x i", "y", kernel_shape=[2, 2], strides=[2, 2]), {"x": [1, 1, 2, 2]}, "y", {"i": indices}
     )
     agree(data)
+
+
+# Rare functions
+
+
+@pytest.mark.parametrize(
+    ("op", "low", "high", "opset", "attributes"),
+    [
+        ("Sinh", -3, 3, 9, {}), ("Cosh", -3, 3, 9, {}), ("Asinh", -40, 40, 9, {}), ("Acosh", 1.01, 9, 9, {}),
+        ("Atanh", -0.95, 0.95, 9, {}), ("Asin", -0.95, 0.95, 9, {}), ("Acos", -0.95, 0.95, 9, {}),
+        ("Shrink", -2, 2, 9, {"lambd": 0.7, "bias": 0.7}), ("Shrink", -2, 2, 9, {"lambd": 0.5, "bias": 1.5}),
+        ("Shrink", -2, 2, 9, {}),
+    ],
+)  # fmt: skip
+def test_functions_that_are_compositions(op, low, high, opset, attributes):
+    data = model(node(op, "x", "y", **attributes), {"x": [1, 40]}, "y", opset=opset)
+    graph, points = lower(load_onnx(data=data)), np.linspace(low, high, 40, dtype=np.float32)[None]
+    expected = Judge(data=data).run(points)
+    np.testing.assert_allclose(evaluate(graph, points), expected, rtol=2e-6, atol=1e-6)
+    centre = torch.from_numpy(points).double()
+    width = 0.02 * (high - low)
+    case = testing.Case(op, graph, (centre - width).clamp(low, high), (centre + width).clamp(low, high))
+    for recipe in ("interval", "crown"):
+        testing.check_sound(case, recipe)
 
 
 # Convolutions

@@ -53,6 +53,15 @@ def test_a_module_in_training_mode_is_read_as_in_evaluation_mode(net, batch):
     torch.testing.assert_close(found.lower[:, 0], expected)
 
 
+def test_verify_a_module_in_training_mode():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).train()
+    prop = absdom.make_property([-1.0, -1.0], [1.0, 1.0], [(0, [([1.0, 0.0], 50.0, False)])])
+    with pytest.warns(UserWarning, match="running statistics"):
+        result = absdom.verify(module, prop, example=torch.rand(1, 2), timeout=20, device="cpu")
+    assert result.verdict == "unsat"
+
+
 def test_no_warning_when_the_choice_is_stated(net, batch, recwarn):
     absdom.load(net.train(), batch[:1], batch_norm="eval")
     absdom.load(net.train(), batch[:1], batch_norm="train")

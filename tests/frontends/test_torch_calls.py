@@ -1,5 +1,7 @@
 """Every kind of ATen call that the torch front end translates gives what torch gives, in float64."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -51,10 +53,12 @@ ARITHMETIC = {
     "smooth": lambda x: x.sin() + x.cos() + x.exp() + x.atan() + x.erf() + (x / 9).tan(), "lerp": lambda x: torch.lerp(x, 2 * x, 0.3),
     "fused": lambda x: torch.addcmul(x, x, x, value=0.5) + x.remainder(1.0) + x.floor_divide(0.7),
     "clamp": lambda x: x.clamp(-0.1, 0.3) + x.clamp(min=0.0) + x.clamp(max=x * 0.5) + x.clamp_min(0.1) + F.relu6(x),
+    "logs": lambda x: (x.abs() + 1).log2() + (x.abs() + 1).log10() + x.abs().log1p() + x.exp2() + x.expm1() + x.sinh() + x.cosh(),
+    "crossed": lambda x: x.clamp(1.0, 0.5) + torch.where(torch.arange(4) > 1, x, torch.ones(4) / 3),
     "extremes": lambda x: torch.minimum(x, x.flip(1)) + torch.maximum(x, 0.3 * x) + torch.maximum(x, torch.tensor(0.2)),
     "steps": lambda x: x.floor() + x.ceil() + (3 * x).round() + x.trunc() + x.sign() + x.abs().long() + x.bool().double(),
     "compare": lambda x: (x > 0.1).double() + (x <= 0.2).double() + (x >= 0) * 1.0 + (x != 0).double() + (x == 0.0).double(),
-    "logic": lambda x: ((x > 0) & (x < 0.5)).double() + ((x > 1) | ~(x > 0.2)).double() + (x > 0).any(1) * 1.0,
+    "logic": lambda x: ((x > 0) & (x < 0.5)).double() + ((x > 1) | ~(x > 0.2)).double() + ((x > 0) ^ (x < 1)).double() + (x > 0).any(1) * 1.0,
     "where": lambda x: torch.where(torch.arange(4) > 1, x, 0.5) + torch.where(x > 0, x, 2 * x) + torch.where(torch.arange(4) > 2, x, x * x),
     "filled": lambda x: x.masked_fill(torch.arange(4) > 1, 2.0) + torch.full_like(x, 2.0), "triangles": lambda x: x.tril() + 2 * x.triu(1),
     "constants": lambda x: x + torch.arange(4) / 3 + torch.linspace(0, 1, 4) * torch.ones(4).cumsum(0),
@@ -182,7 +186,47 @@ def test_multihead_attention_with_frozen_weights():
     assert_agrees(module, graph, example)
 
 
+class Decoder(nn.Module):
+    """A decoder layer under torch's own causal mask, and heads that share their keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(4, 2, 6, batch_first=True)
+
+    def forward(self, x):
+        x = self.layer(x, 2 * x, tgt_mask=nn.Transformer.generate_square_subsequent_mask(3), tgt_is_causal=True)
+        heads = x.view(1, 3, 2, 2).transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads[:, :1], heads[:, :1], enable_gqa=True)
+
+
+def test_decoder_layers():
+    torch.manual_seed(0)
+    module, example = ready(Decoder()), torch.randn(1, 3, 4)
+    assert_agrees(module, absdom.load(module, example), example)
+
+
+class Positions(nn.Module):
+    """Positions looked up in a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+
+    def forward(self, x):
+        return x + self.table(torch.arange(x.shape[1], device=x.device))
+
+
+def test_positions_from_a_table():
+    module, example = ready(Positions()), torch.randn(1, 3, 4)
+    graph = absdom.load(module, example)
+    assert graph.params["table.weight"] is module.table.weight
+    assert_agrees(module, graph, example)
+
+
 def test_recurrent_layers_unroll():
     torch.manual_seed(0)
     module, example = ready(nn.GRU(2, 3, batch_first=True)), torch.randn(1, 3, 2)
-    assert_agrees(module, absdom.load(module, example), example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph = absdom.load(module, example)
+    assert_agrees(module, graph, example)
