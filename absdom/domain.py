@@ -60,17 +60,23 @@ class InputBatch(NamedTuple):
 
     @staticmethod
     def of(inputs, arithmetic: Arithmetic) -> InputBatch:
-        """From an absdom.property.InputSet. Charged runs read bounds one unit outward: text is rounded when read."""
+        """From an absdom.property.InputSet. Charged runs read bounds one unit outward: text is rounded when read.
+
+        Whole numbers (below 2^52) are exact: readers take care that nothing else is rounded to one.
+        """
         lower, upper = torch.from_numpy(inputs.lower), torch.from_numpy(inputs.upper)
         infinity = torch.tensor(torch.inf, dtype=torch.float64)
         if arithmetic.charged or arithmetic.dtype != torch.float64:
             # Into float32 the box must not shrink either.
-            lower, upper = (
-                torch.nextafter(t.to(arithmetic.dtype), end.to(arithmetic.dtype))
-                if arithmetic.charged
-                else t.to(arithmetic.dtype)
-                for t, end in ((lower, -infinity), (upper, infinity))
-            )
+            near = [t.to(arithmetic.dtype) for t in (lower, upper)]
+            if arithmetic.charged:
+                pairs = zip((lower, upper), near, strict=True)
+                exact = [(t == t.round()) & (t.abs() < 2.0**52) & (n == t) for t, n in pairs]
+                near = [
+                    torch.where(e, n, torch.nextafter(n, end.to(arithmetic.dtype)))
+                    for e, n, end in zip(exact, near, (-infinity, infinity), strict=True)
+                ]
+            lower, upper = near
         convert = arithmetic.tensor
         if inputs.centre is None:
             return InputBatch(convert(lower), convert(upper), None, None, inputs.norm)

@@ -15,12 +15,13 @@ import numpy as np
 from absdom import registry
 from absdom.arithmetic import PROOF
 from absdom.domain import Recipe
-from absdom.problem import Problem, bound_rows, recipe_stage, undefined_places
+from absdom.problem import Problem, bound_rows, recipe_stage, undefined_places, within_budget
 from absdom.property import InputSet
 from absdom.types import Clock
 from absdom.verdict import Result, StageReport, Witness
 
 GUARANTEE = "REAL"  # the network over the real numbers with the stored weights
+SHARE = 0.3  # of the time left, that the sweeps for intermediate bounds may take before something cheaper is asked
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
     if options.recipe is not None:
         yield bounding(options.method, options.recipe)
         return
+    # Where the sweeps for intermediate bounds would take too much of the time, the linear domain over intervals is
+    # asked first, and perhaps closes what those need not.
+    cheaper, recipe, _ = within_budget(problem, "linear", recipes["crown"](), SHARE * clock.left())
+    if cheaper == "crown-ibp":
+        yield bounding(cheaper, recipe)
     yield bounding("linear", recipes["crown"]())
     if options.attack:
         yield attacking("attack-long", "long")

@@ -229,27 +229,31 @@ def interval_bounds(problem: Problem) -> tuple[dict, int]:
 
 
 def within_budget(problem: Problem, method: str, recipe: Recipe, budget: float) -> tuple[str, Recipe, str]:
-    """`recipe` or the first cheaper one with a predicted cost of at most `budget` seconds: its name, itself, and a note.
+    """`recipe`, or the first cheaper one of which at most `budget` seconds are predicted: its name, itself, a note.
 
     Cheaper than a recipe that tightens intermediate bounds by sweeps is the linear domain over interval bounds
     (CROWN-IBP), and cheaper than that are intervals, which are taken whatever they cost.
     """
-    cheaper = {name: registry.recipes()[name]() for name in ("crown-ibp", "ibp")}
+    candidates = {method: recipe} | {name: registry.recipes()[name]() for name in ("crown-ibp", "ibp")}
     bounds, boxes = interval_bounds(problem)
-    note = ""
-    for name, candidate in ({method: recipe} | cheaper).items():
+    prop, seconds = problem.property, {}
+    for name, candidate in candidates.items():
         context = problem.engine.context(candidate, SEARCH)
-        prop = problem.property
         work = cost.predicted_flops(context, bounds, boxes, len(prop.inputs), prop.spec.rows)
-        seconds = cost.predicted_seconds(work, problem.engine.device)
-        if seconds <= budget or not context.schedule.duals:
+        seconds[name] = cost.predicted_seconds(work, problem.engine.device)
+        if seconds[name] <= budget or not context.schedule.duals:
             break
-        note = note or f"{method} would cost {seconds:.3g} s by prediction, above the budget of {budget:g} s"
-    return name, candidate, f"{note}: {name} instead" if note else ""
+    chosen = list(seconds)[-1]
+    if chosen == method:
+        return method, recipe, ""
+    note = (
+        f"{method} would cost {seconds[method]:.3g} s by prediction, above the budget of {budget:g} s: {chosen} instead"
+    )
+    return chosen, candidates[chosen], note
 
 
 def undefined_places(problem: Problem) -> list[str]:
-    """The nodes that divide by what may be zero, or leave the domain of their function otherwise, in the first boxes."""
+    """The nodes that may divide by zero, or leave the domain of their function otherwise, in the first boxes."""
     bounds, _ = interval_bounds(problem)
     graph, found = problem.engine.graph, []
     for i in sorted(bounds):
@@ -261,5 +265,7 @@ def undefined_places(problem: Problem) -> list[str]:
             j = reads[-1]  # the operand that decides: a denominator comes last
             k = tuple(int(t) for t in mask.nonzero()[0])
             low, high = bounds[j].lower[k].item(), bounds[j].upper[k].item()
-            found.append(f"{graph.nodes[i].source} may leave its domain: its operand is known to lie in [{low:.6g}, {high:.6g}]")
+            found.append(
+                f"{graph.nodes[i].source} may leave its domain: its operand is known to lie in [{low:.6g}, {high:.6g}]"
+            )
     return found

@@ -25,10 +25,10 @@ def examples(weights: Callable[..., torch.Tensor]) -> Iterator[tuple[str, Op, tu
 
 def _elementwise() -> dict[str, tuple]:
     functions = (
-        ops.Relu(), ops.LeakyRelu(0.1), ops.Abs(), ops.Clip(-0.3, 0.4), ops.Sign(), ops.Sigmoid(), ops.Tanh(), ops.Erf(),
-        ops.Atan(), ops.Softsign(), ops.Exp(), ops.Log(), ops.Sqrt(), ops.Power(-1.0), ops.Softplus(), ops.Elu(0.7),
-        ops.Celu(2.0), ops.Selu(), ops.Gelu(), ops.Silu(), ops.Mish(), ops.HardSwish(), ops.Sin(), ops.Cos(), ops.Tan(),
-        ops.Floor(), ops.Ceil(), ops.Round(), ops.Truncate(), ops.Step(True),
+        ops.Relu(), ops.LeakyRelu(0.1), ops.Abs(), ops.Clip(-0.3, 0.4), ops.Sign(), ops.Sigmoid(), ops.Tanh(),
+        ops.Erf(), ops.Atan(), ops.Softsign(), ops.Exp(), ops.Log(), ops.Sqrt(), ops.Power(-1.0), ops.Softplus(),
+        ops.Elu(0.7), ops.Celu(2.0), ops.Selu(), ops.Gelu(), ops.Silu(), ops.Mish(), ops.HardSwish(), ops.Sin(),
+        ops.Cos(), ops.Tan(), ops.Floor(), ops.Ceil(), ops.Round(), ops.Truncate(), ops.Step(True),
     )  # fmt: skip
     return {op.name: (op, (1, 4), ("x",)) for op in functions}
 

@@ -22,7 +22,9 @@ def translates(*names: str, replace: bool = False):
         for name in names:
             if name in HANDLERS and not replace:
                 files = " and in ".join(h.__code__.co_filename for h in (HANDLERS[name], handler))
-                raise UsageError(f"the ONNX op {name} is translated twice: in {files}; say replace=True if that is meant")
+                raise UsageError(
+                    f"the ONNX op {name} is translated twice, in {files}: say replace=True if that is meant"
+                )
             HANDLERS[name] = handler
         return handler
 

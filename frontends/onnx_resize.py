@@ -17,6 +17,7 @@ from absdom.frontends.onnx_ops import checks, translates
 from absdom.frontends.onnx_shapes import cut
 from absdom.frontends.onnx_structure import check_size, pick, places_of
 from absdom.frontends.onnx_values import Call, Problem, Translation
+from absdom.frontends.resampling import halves, kernel
 
 MODES = (
     "half_pixel",
@@ -32,10 +33,8 @@ CUBIC = 3  # the degree of the kernel
 
 def exact_param(t: Translation, rows: Sequence[Sequence[Fraction]], label: str) -> int:
     """A matrix of fractions: a Param where float64 holds them, else a sum of two, whose rounding the engine tracks."""
-    high = np.array([[float(v) for v in row] for row in rows])
-    rest = [[float(v - Fraction(h)) for v, h in zip(*pair, strict=True)] for pair in zip(rows, high, strict=True)]
-    low = np.array(rest)
-    if not low.any():
+    high, low = halves(rows)
+    if low is None:
         short = high.astype(np.float32)
         return t.param(short if (short == high).all() else high, label)
     return t.add(ops.Add(), t.param(high, label), t.param(low, f"{label}.rest"))
@@ -181,16 +180,6 @@ def nearest(t: Translation, call: Call, mode: str, size: int, n: int, scale, sta
         "ceil": np.ceil(x),
     }[rule]
     return [int(i) for i in rounded.clip(0, n - 1)]
-
-
-def kernel(distance: Fraction, degree: int, a: Fraction) -> Fraction:
-    """The weight of an element at this distance: the hat, or Keys' cubic kernel (Keys 1981, equation 4)."""
-    x = abs(distance)
-    if degree == 1:
-        return max(1 - x, Fraction(0))
-    if x <= 1:
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1
-    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else Fraction(0)
 
 
 def coefficients(call: Call, places: list[Fraction], n: int, scale: Fraction) -> list[list[Fraction]]:

@@ -8,20 +8,11 @@ from math import floor
 import torch
 
 from absdom import ops
+from absdom.frontends.resampling import halves, kernel
 from absdom.frontends.torch_reduce import along
 from absdom.frontends.torch_values import Index, Translation, Unsupported, handles
 
 CUBIC = Fraction(-3, 4)  # torch's parameter of Keys' kernel
-
-
-def kernel(distance: Fraction, cubic: bool) -> Fraction:
-    """The weight of an element at this distance: the hat, or Keys' cubic kernel (Keys 1981, equation 4)."""
-    x = abs(distance)
-    if not cubic:
-        return max(1 - x, Fraction(0))
-    if x <= 1:
-        return (CUBIC + 2) * x**3 - (CUBIC + 3) * x**2 + 1
-    return CUBIC * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else Fraction(0)
 
 
 def weights(n: int, m: int, scale: Fraction, corners: bool, cubic: bool) -> list[list[Fraction]]:
@@ -35,18 +26,16 @@ def weights(n: int, m: int, scale: Fraction, corners: bool, cubic: bool) -> list
             place = place if cubic else max(place, Fraction(0))
         row = [Fraction(0)] * n
         for tap in range(floor(place) - 1, floor(place) + 3):
-            row[min(max(tap, 0), n - 1)] += kernel(tap - place, cubic)
+            row[min(max(tap, 0), n - 1)] += kernel(tap - place, 3 if cubic else 1, CUBIC)
         rows.append(row)
     return rows
 
 
 def matrix(t: Translation, rows: list[list[Fraction]]) -> Index:
     """A Param where float64 holds the fractions, else a sum of two, whose rounding the engine tracks."""
-    high = torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64)
-    rest = [[float(v - Fraction(h)) for v, h in zip(row, line)] for row, line in zip(rows, high.tolist(), strict=True)]
-    low = torch.tensor(rest, dtype=torch.float64)
-    node = t.param(high, "weights")
-    return t.add(ops.Add(), node, t.param(low, "weights.rest")) if low.any() else node
+    high, low = halves(rows)
+    node = t.param(torch.from_numpy(high), "weights")
+    return node if low is None else t.add(ops.Add(), node, t.param(torch.from_numpy(low), "weights.rest"))
 
 
 @handles("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")

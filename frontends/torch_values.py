@@ -3,7 +3,8 @@
 A value is a node of the graph (it depends on an input or on a parameter), or a *constant*: something that no parameter
 enters, so that its number is known at capture. Masks, indices and positions are constants of integer type or moved
 elements: they are computed here, exactly. Arithmetic on constant floats that rounds, and whatever is computed from
-buffers of floats, goes into the graph where a layer reads it: its rounding is tracked and the buffer stays live.
+buffers of floats, goes into the graph where a layer reads it: its rounding is tracked and the buffer stays live. A
+plain number in the module's code is the float64 number that Python reads there, whatever the weights' element type.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class Translation:
         self.weights, self.batch_statistics, self.training = weights, batch_statistics, training
         self.builder = Builder()
         self.values: dict[str, object] = {}
+        self.numbers: dict[float, Index] = {}
         self.source = Source()
         self.node: torch.fx.Node | None = None  # the call that is being translated
 
@@ -261,7 +263,10 @@ class Translation:
             case Masked():
                 raise Unsupported("minus infinity may only be added to what goes into a softmax")
             case bool() | int() | float():
-                return self.param(torch.tensor(float(value), dtype=torch.float64), "number")
+                if float(value) not in self.numbers:
+                    tensor = torch.tensor(float(value), dtype=torch.float64)
+                    self.numbers[float(value)] = self.param(tensor, f"number {float(value):.6g}")
+                return self.numbers[float(value)]
         raise Unsupported("an argument is neither a tensor nor a number")
 
     def _emit(self, constant: Constant) -> Index:

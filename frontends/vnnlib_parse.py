@@ -14,7 +14,7 @@ import re
 from array import array
 from bisect import bisect_right
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
-from math import isinf
+from math import inf, isinf, nextafter
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -246,10 +246,19 @@ class Parser:
         atoms.right.extend(right)
         atoms.value.extend(value)
         infinite = np.isinf(np.frombuffer(value, dtype=np.float64))
+        if not infinite.any():
+            self._keep_apart(operands, value, start)
         if infinite.any():
             k = int(np.argmax(infinite))
             self.fail(atoms.place(start + k, self.text), f"the number {_show(operands[k])} is too large for float64")
         return start, count
+
+    def _keep_apart(self, words: list[bytes], value: array, start: int) -> None:
+        """See `apart`, for the atoms from `start` on; only long words, and those with an exponent, can need it."""
+        near = np.frombuffer(value, dtype=np.float64)
+        for k in np.flatnonzero(near == np.rint(near)).tolist():
+            if (len(words[k]) > 15 or b"e" in words[k].lower()) and words[k][0] <= 57:
+                self.atoms.value[start + k] = apart(Decimal(words[k].decode()), value[k])
 
     # -- lists
 
@@ -465,16 +474,26 @@ class Parser:
             atoms.begin.append(len(atoms.codes))
             if any(map(isinf, atoms.coefficients[-len(codes) :])):
                 self.fail(offset, "a coefficient of this atom is too large for float64")
-        value = float(value)
-        if isinf(value):
+        near = float(value)
+        if isinf(near):
             self.fail(offset, "the constant of this atom is too large for float64")
-        atoms.value.append(value)
+        atoms.value.append(apart(value, near))
         atoms.op.append(op)
         atoms.left.append(left)
         atoms.right.append(right)
         atoms.first.append(number)
         atoms.offset.append(offset)
         return number
+
+
+def apart(exact: Decimal, near: float) -> float:
+    """`near`, or the float64 beside it where a number that is not whole was rounded to a whole one.
+
+    So whole numbers of a property are exact; all others are taken to be rounded.
+    """
+    if near.is_integer() and Decimal(near) != exact:
+        return nextafter(near, inf if exact > Decimal(near) else -inf)
+    return near
 
 
 def _is_constant(form: dict) -> bool:

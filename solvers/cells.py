@@ -1,6 +1,6 @@
-"""Inputs that a network reads only through step functions (a cast to an integer, say): all that happens in whole cells.
+"""Inputs that a network reads only through step functions (a cast to an integer, say): all happens in whole cells.
 
-Between two neighbouring jumps nothing changes with such an input, so one point per cell tells all. Gradients tell nothing
+Between two neighbouring jumps nothing changes with such an input: one point per cell tells all. Gradients tell nothing
 there, and random points miss small cells.
 """
 

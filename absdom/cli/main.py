@@ -125,9 +125,13 @@ def build_parser(alone: bool = False) -> argparse.ArgumentParser:
         "survey", [plugin, budget],
         "load every instance of a CSV file, compare it with onnxruntime and bound it; exit code 1 if anything fails",
     )  # fmt: skip
-    survey.add_argument("instances", metavar="INSTANCES.csv", help="columns onnx,vnnlib,timeout, with or without header")
+    survey.add_argument(
+        "instances", metavar="INSTANCES.csv", help="columns onnx,vnnlib,timeout, with or without header"
+    )
     survey.add_argument("--points", type=positive_count, default=20, metavar="N", help="random points (default: 20)")
-    survey.add_argument("--methods", default="ibp,crown", metavar="M,...", help="methods to bound with (default: ibp,crown)")
+    survey.add_argument(
+        "--methods", default="ibp,crown", metavar="M,...", help="methods to bound with (default: ibp,crown)"
+    )
     survey.add_argument("--limit", type=positive_count, metavar="N", help="only the first N instances")
     survey.add_argument("--json", metavar="FILE", help="write one record per instance as JSON")
 

@@ -1,15 +1,14 @@
 """The ops that come with absdom, as facts; importing this package registers them."""
 
+from absdom.ops.activations import Celu, Elu, Gelu, HardSwish, Mish, Selu, Silu, Softplus
 from absdom.ops.affine import Add, Conv, Div, Divide, Linear, LinearLeft, MatMul, Mul, Neg, ReduceSum, Scale, Sub
 from absdom.ops.composite import AveragePool, BatchNorm, MaxPool, ReduceMean
 from absdom.ops.discrete import Ceil, Floor, Round, Sign, Step, Truncate
-from absdom.ops.functions import (
-    Atan, Celu, Cos, Elu, Erf, Exp, Gelu, HardSwish, Log, Mish, Power, Selu, Sigmoid, Silu, Sin, Softplus, Softsign, Sqrt,
-    Tan, Tanh,
-)  # fmt: skip
+from absdom.ops.functions import Atan, Erf, Exp, Log, Power, Sigmoid, Softsign, Sqrt, Tanh
 from absdom.ops.indexing import Lookup, Scatter, TopIndices, TopValues, Window
 from absdom.ops.multivariate import ReduceMax
 from absdom.ops.normalise import Rescale, RmsNorm, Standardise
+from absdom.ops.periodic import Cos, Sin, Tan
 from absdom.ops.piecewise import Abs, Clip, LeakyRelu, Relu
 from absdom.ops.products import MatrixProduct, Product, Quotient
 from absdom.ops.selection import ArgMax, Equal, Maximum, ReduceMin, Select, Where

@@ -63,6 +63,11 @@ class Smooth(Elementwise):
         for _ in range(4):  # Newton's steps with the slope of the table's segment, kept inside it
             x = x + (slope - self.derivative(x)) / steep
             x = torch.minimum(torch.maximum(x, torch.minimum(left, right)), torch.maximum(left, right))
+        # Beyond the table f' no longer moves: the point is as far out as the piece reaches.
+        a, b, curvature = self._pieces()[piece]
+        for end, far in ((a, curvature > 0), (b, curvature < 0)):
+            if abs(end) == inf:
+                x = torch.where(slope <= values[0] if far else slope >= values[-1], slope.new_full((), end), x)
         return x
 
     # What the shape gives.

@@ -15,6 +15,7 @@ or p_i < 1/2 (below) a tangent of the sigmoid loses nothing at the centre of the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 
@@ -100,6 +101,17 @@ def rounding_of(low, high):
     return (apart + 1) * _ulp(low, 16 + 4 * low.shape[-1])
 
 
+def raised(low, high):
+    """Bounds with what a mask has put out of reach raised to where its exp is still 0 beside the rest.
+
+    Masks of attention are as low as floats go; taken as they are, their size alone would drown the rest in rounding.
+    No coefficient of what is raised survives either: the slopes of the sigmoid underflow there.
+    """
+    floor = low.amax(-1, keepdim=True) + log(torch.finfo(low.dtype).tiny) - 72
+    gone = high < floor
+    return torch.where(gone, floor, low), torch.where(gone, floor, high)
+
+
 def centre_of(low, high):
     return low + (high - low) / 2
 
@@ -128,7 +140,7 @@ class Softmax(Multivariate):
         axis, size = self.axis + 1, lowers[0].shape[self.axis + 1]
         if size == 1:
             return torch.ones_like(lowers[0]), torch.ones_like(uppers[0])
-        low, high = (t.movedim(axis, -1) for t in (lowers[0], uppers[0]))
+        low, high = raised(*(t.movedim(axis, -1) for t in (lowers[0], uppers[0])))
         slack, tiny = rounding_of(low, high), torch.finfo(low.dtype).tiny
         bottom, top = (torch.sigmoid(-log_sum(others(b, a))[0]) for a, b in ((low, high), (high, low)))
         bottom = torch.nan_to_num(bottom * (1 - slack) - tiny, nan=0.0).clamp(min=0)
@@ -141,7 +153,7 @@ class Softmax(Multivariate):
         if size == 1:
             return interval_planes(self, lowers, uppers)
         image = [t.movedim(axis, -1) for t in self.image(lowers, uppers)]
-        low, high, good = (t.movedim(axis, -1) for t in tame(lowers[0], uppers[0]))
+        low, high, good = tame(*raised(*(t.movedim(axis, -1) for t in (lowers[0], uppers[0]))))
         good = good.all(-1, keepdim=True)
         centre = centre_of(low, high)
         reach, rounding = torch.maximum(low.abs(), high.abs()).amax(-1, keepdim=True), _ulp(low, 16 + 4 * size)

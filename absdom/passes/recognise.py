@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from absdom.ir.graph import Builder, Graph, rebuild
 from absdom.ir.op import Param
-from absdom.ops import affine, functions
+from absdom.ops import activations, affine, functions
 
 
 def recognise(graph: Graph) -> Graph:
@@ -26,11 +26,11 @@ def _gate(builder: Builder, inputs):
     for x, gate in (inputs, inputs[::-1]):
         node = builder.node(gate)
         if isinstance(node.op, functions.Sigmoid) and node.inputs == (x,):
-            return functions.Silu(), x
+            return activations.Silu(), x
         if isinstance(node.op, functions.Tanh):
             inner = builder.node(node.inputs[0])
-            if isinstance(inner.op, functions.Softplus) and inner.inputs == (x,):
-                return functions.Mish(), x
+            if isinstance(inner.op, activations.Softplus) and inner.inputs == (x,):
+                return activations.Mish(), x
     return None
 
 
@@ -43,7 +43,7 @@ def _gelu(builder: Builder, graph: Graph, inputs):
         return None
     gate, (x, divisor) = gates[0]
     rest = [f for f in factors if f not in (halves[0], gate)]
-    return (functions.Gelu(divisor=divisor), x) if rest == [x] else None
+    return (activations.Gelu(divisor=divisor), x) if rest == [x] else None
 
 
 def _factors(builder: Builder, i: int) -> tuple[int, ...]:

@@ -68,7 +68,11 @@ def test_the_budget_counts_what_crown_ibp_saves(small):
     crown, cheaper = api.recipe_of("crown"), api.recipe_of("crown-ibp")
     costs = np.logspace(-12, 0, 200)
     names = [within_budget(problem, "crown", crown, budget)[0] for budget in costs]
-    assert names == sorted(names, key=["ibp", "crown-ibp", "crown"].index) and set(names) == {"ibp", "crown-ibp", "crown"}
+    assert names == sorted(names, key=["ibp", "crown-ibp", "crown"].index) and set(names) == {
+        "ibp",
+        "crown-ibp",
+        "crown",
+    }
     assert within_budget(problem, "crown", crown, costs[names.index("crown-ibp")])[1] == cheaper
 
 

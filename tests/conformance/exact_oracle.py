@@ -99,6 +99,8 @@ def apply(op, v):
         case ops.Gelu(tanh, divisor):
             root = mpmath.sqrt(2) if divisor == 2**0.5 else mpmath.mpf(divisor)
             return each(lambda t: t * (1 + (_gelu_tanh(t) if tanh else mpmath.erf(t / root))) / 2, x)
+        case ops.Step(closed):
+            return each(lambda t: mpmath.mpf(t > 0 or (closed and t == 0)), x)
         case ops.HardSwish():
             return each(lambda t: t * min(max(t + 3, mpmath.mpf(0)), mpmath.mpf(6)) / 6, x)
         case op_ if type(op_) in FUNCTIONS:

@@ -20,7 +20,7 @@ FUNCTIONS = [
     ops.Power(-0.5), ops.Sin(), ops.Cos(), ops.Tan(), ops.Atan(), ops.Erf(), ops.Softplus(), ops.Softsign(), ops.Elu(),
     ops.Elu(0.3), ops.Elu(-0.5), ops.Celu(2.0), ops.Selu(), ops.Gelu(), ops.Gelu(True), ops.Gelu(divisor=1.25), ops.Silu(),
     ops.Mish(), ops.HardSwish(),
-    ops.Floor(), ops.Ceil(), ops.Round(), ops.Truncate(),
+    ops.Floor(), ops.Ceil(), ops.Round(), ops.Truncate(), ops.Step(False), ops.Step(True),
 ]  # fmt: skip
 TYPES = (torch.float32, torch.float64)
 

@@ -279,3 +279,22 @@ def test_squares_below_the_normal_numbers_are_hardly_known():
     v = torch.zeros(1, 1)
     low, high = ops.Rescale(3).image([x, v], [x, v])
     assert (low.double() <= -(3**0.5)).all() and (high.double() >= -(3**0.5)).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("mask", [-3e38, -1e30, -2e4])
+def test_masked_logits_take_nothing_from_the_others(mask, dtype):
+    low, high = (torch.tensor([t], dtype=dtype) for t in ([-1.0, 0.2, 0.5], [0.5, 0.9, 0.8]))
+    hidden = torch.full((1, 1), mask, dtype=dtype)
+    ends, op = [[torch.cat([t, hidden], 1)] for t in (low, high)], ops.Softmax(0)
+    near = 4e4 * torch.finfo(dtype).eps
+    for with_mask, without in zip(op.image(*ends), op.image([low], [high]), strict=True):
+        assert (with_mask[:, :3] - without).abs().max() < near and 0 <= with_mask[0, 3] < 1e-30
+    for with_mask, without in zip(op.planes(*ends), op.planes([low], [high]), strict=True):
+        block = with_mask.coefficients[0].value[0]
+        assert (block[:3, :3] - without.coefficients[0].value[0]).abs().max() < near
+        assert not block[3].any() and not block[:, 3].any()
+        assert (with_mask.bias[0, :3] - without.bias[0]).abs().max() < near
+    alone = [[torch.cat([t[:, :1], hidden, hidden], 1)] for t in (low, high)]  # all but one are hidden
+    assert all(not p.coefficients[0].value.any() for p in op.planes(*alone))
+    assert op.image(*alone)[0][0, 0] > 1 - near

@@ -117,3 +117,14 @@ def test_the_prologue_of_batch_norm_is_charged(variance):
                     assert mpmath.mpf(found.lower[b, 0, j].item()) <= y <= mpmath.mpf(found.upper[b, 0, j].item())
         width = (found.upper - found.lower).max().item()
         assert width <= 1e-11 * float(found.upper.abs().max()), "charged beyond use"
+
+
+def test_whole_bounds_are_exact_and_others_are_read_outward():
+    from absdom.domain import InputBatch
+    from absdom.property import InputSet
+
+    numbers = np.array([0.0, 1.0, -3.0, 0.1, 2.0**60])
+    batch = InputBatch.of(InputSet.box(numbers, numbers), PROOF)
+    same = [True, True, True, False, False]
+    assert (batch.lower[0].numpy() == numbers).tolist() == same and (batch.upper[0].numpy() == numbers).tolist() == same
+    assert (batch.lower[0].numpy() <= numbers).all() and (batch.upper[0].numpy() >= numbers).all()

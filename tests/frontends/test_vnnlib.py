@@ -456,3 +456,13 @@ def test_a_hundred_megabytes(tmp_path, disjuncts, inputs):
     print(f"{path.stat().st_size / 1e6:.0f} MB: {seconds:.1f} s, {megabytes} MB resident")
     assert boxes == clauses == disjuncts
     assert seconds < 30 and megabytes < 1000
+
+
+def test_what_is_not_whole_is_not_read_as_a_whole_number():
+    """Whole bounds are taken as exact, so rounding must not make one."""
+    text = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(assert (<= Y_0 0))\n"
+    text += "(assert (<= X_0 1.0))(assert (>= X_0 0.99999999999999999999))\n"
+    text += "(assert (<= X_1 (+ 2.0 1e-30)))(assert (>= X_1 -1e-400))\n"
+    inputs = read_vnnlib(data=text.encode()).inputs
+    assert inputs.upper[0, 0] == 1.0 and inputs.lower[0, 0] == np.nextafter(1.0, 0)
+    assert inputs.upper[0, 1] == np.nextafter(2.0, 3) and inputs.lower[0, 1] == np.nextafter(0.0, -1)
