@@ -20,8 +20,9 @@ import scipy.sparse as sp
 from absdom.errors import PropertyError
 from absdom.frontends import vnnlib2_answers, vnnlib_write  # noqa: F401  (they register their services)
 from absdom.frontends.vnnlib2_parse import QueryParser, version_of
+from absdom.frontends.vnnlib_atoms import COMPOUND, CONSTANT, NONE
 from absdom.frontends.vnnlib_dnf import Dnf, spans
-from absdom.frontends.vnnlib_parse import COMPOUND, CONSTANT, NONE, Parser
+from absdom.frontends.vnnlib_parse import Parser
 from absdom.property import InputSet, Property, Spec
 from absdom.registry import register_service
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from absdom.errors import PropertyError
 from absdom.frontends.vnnlib2_declare import RESERVED, Declaration, skip_version, version_of
+from absdom.frontends.vnnlib_atoms import CONSTANT
 from absdom.frontends.vnnlib_dnf import Conjunction, Disjunction
-from absdom.frontends.vnnlib_parse import CONSTANT, ONE, SKIP, Form, OpenList, Parser, Runs
+from absdom.frontends.vnnlib_parse import ONE, SKIP, Form, OpenList, Parser, Runs
 from absdom.interface import Variable
 
 __all__ = ["QueryParser", "version_of"]

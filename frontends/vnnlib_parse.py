@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import re
 from array import array
-from bisect import bisect_right
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, Inexact
-from math import inf, isinf, nextafter
+from math import isinf
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from absdom.errors import PropertyError
+from absdom.frontends.vnnlib_atoms import ASSERT, COMPOUND, CONSTANT, NONE, Atoms, apart
 from absdom.frontends.vnnlib_dnf import Conjunction, Disjunction
 
 LONGEST_TERM, MOST_TERMS = 200, 100_000  # in bytes, in number, of arithmetic whose value is kept
@@ -28,7 +28,6 @@ WINDOW = 1 << 20  # bytes that a run may span: bounds the tokens that exist at o
 COMPARISON = {b"<=": 0, b">=": 1, b"<": 2, b">": 3}  # odd: greater; 2 and above: strict
 EQUALITY = (b"=", b"==")
 ARITHMETIC = (b"+", b"-", b"*", b"/")
-CONSTANT, COMPOUND, NONE = -1, -2, -1  # in Atoms.left, Atoms.left, Atoms.right
 ZERO, ONE, MINUS = Decimal(0), Decimal(1), Decimal(-1)
 Form = dict[int, Decimal]
 SUPPORTED = "and, or, <=, >=, <, >, =, ==, +, -, *, /"
@@ -71,42 +70,7 @@ class Runs(NamedTuple):
 
 
 RUNS = Runs.of(rb"[XY]_\d++")
-ASSERT = re.compile(rb"\(\s*+assert(?=[\s(])")
 _PARENTHESES = bytes.maketrans(b"()", b"  ")
-
-
-class Atoms:
-    """Flat arrays of atoms `left op right + value`.
-
-    Variables are codes: X_i is 2 i, Y_j is 2 j + 1. left: a code, CONSTANT (the atom is 0 op value) or COMPOUND (any
-    other sum); right: a code or NONE. The terms of compound number k, which `right` holds, are those of `codes` and
-    `coefficients` from begin[k] to begin[k + 1].
-    """
-
-    def __init__(self, pattern: re.Pattern = RUNS.atom):
-        self.pattern = pattern  # of a plain atom
-        self.op = array("b")
-        self.left = array("i")
-        self.right = array("i")
-        self.value = array("d")
-        self.begin = array("i", [0])
-        self.codes = array("i")
-        self.coefficients = array("d")
-        self.first = array("q")  # number of the first atom of each run ...
-        self.offset = array("q")  # ... and where in the text it starts
-
-    def __len__(self) -> int:
-        return len(self.op)
-
-    def place(self, atom: int, text: bytes) -> int:
-        """Offset in the text of this atom."""
-        run = bisect_right(self.first, atom) - 1
-        offset = self.offset[run]
-        if atom > self.first[run] or ASSERT.match(text, offset):
-            for k, found in enumerate(self.pattern.finditer(text, offset), self.first[run]):
-                if k == atom:
-                    return found.start()
-        return offset
 
 
 class OpenList:
@@ -246,11 +210,10 @@ class Parser:
         atoms.right.extend(right)
         atoms.value.extend(value)
         infinite = np.isinf(np.frombuffer(value, dtype=np.float64))
-        if not infinite.any():
-            self._keep_apart(operands, value, start)
         if infinite.any():
             k = int(np.argmax(infinite))
             self.fail(atoms.place(start + k, self.text), f"the number {_show(operands[k])} is too large for float64")
+        self._keep_apart(operands, value, start)
         return start, count
 
     def _keep_apart(self, words: list[bytes], value: array, start: int) -> None:
@@ -484,16 +447,6 @@ class Parser:
         atoms.first.append(number)
         atoms.offset.append(offset)
         return number
-
-
-def apart(exact: Decimal, near: float) -> float:
-    """`near`, or the float64 beside it where a number that is not whole was rounded to a whole one.
-
-    So whole numbers of a property are exact; all others are taken to be rounded.
-    """
-    if near.is_integer() and Decimal(near) != exact:
-        return nextafter(near, inf if exact > Decimal(near) else -inf)
-    return near
 
 
 def _is_constant(form: dict) -> bool:

@@ -13,6 +13,10 @@ from absdom.types import TensorType
 
 LARGEST = 40  # elements of one value
 BOXES = ("normal", "point", "flat", "huge", "tiny")
+SMOOTH = (
+    ops.Erf(), ops.Atan(), ops.Softsign(), ops.Softplus(), ops.Elu(0.7), ops.Celu(2.0), ops.Selu(), ops.Gelu(),
+    ops.Gelu(True), ops.Silu(), ops.Mish(), ops.HardSwish(), ops.Sin(), ops.Cos(),
+)  # fmt: skip
 
 
 class Maker:
@@ -185,6 +189,15 @@ class Maker:
         ]))  # fmt: skip
 
     op_activation_again = op_activation_too = op_activation
+
+    def op_smooth(self):
+        self.add(self.pick(SMOOTH))
+
+    op_smooth_again = op_smooth
+
+    def op_step(self):
+        if self.random.random() < 0.3:
+            self.add(self.pick([ops.Floor(), ops.Ceil(), ops.Round(), ops.Truncate(), ops.Step(True), ops.Step(False)]))
 
     def op_sign(self):
         if self.random.random() < 0.3:

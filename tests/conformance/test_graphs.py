@@ -69,9 +69,16 @@ def test_transposes_are_adjoint_in_random_networks(seed):
     testing.check_adjoint(random_graph(seed), seed=seed)
 
 
-def test_random_networks_hold_every_op():
+# Ops that grow without bound or are not defined everywhere, and choices among scores: tested one by one in test_ops.
+ONE_BY_ONE = {
+    "ArgMax", "ConvTranspose", "Equal", "Exp", "Log", "LogSoftmax", "LogSumExp", "Lookup", "Maximum", "ReduceMin",
+    "Rescale", "RmsNorm", "Scatter", "Select", "Standardise", "Tan", "TopIndices", "TopValues", "Where", "Window",
+}  # fmt: skip
+
+
+def test_random_networks_hold_every_other_op():
     seen = {type(n.op).__name__ for s in range(90) for g in (random_graph(s), lower(random_graph(s))) for n in g.nodes}
-    assert set(ops.__all__) <= seen
+    assert set(ops.__all__) - ONE_BY_ONE <= seen
 
 
 def test_the_oracle_agrees_with_float64_evaluation():
