@@ -208,7 +208,8 @@ def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
     corners: dict = {}
     search = bound_rows(problem.engine.context(recipe, SEARCH), problem.property, rows, clock, corners)
     problem = replace(problem, search_lower=np.fmax(problem.search_lower, search))
-    promising = spec.refuted(np.where(np.isnan(search), -np.inf, search + 1e-4 * (1 + np.abs(search))))
+    slack = np.where(np.isfinite(search), 1e-4 * (1 + np.abs(search)), 0)
+    promising = spec.refuted(np.where(np.isnan(search), -np.inf, search + slack))
     rows = rows[promising[spec.clause[rows]]]
     if len(rows):
         proved = bound_rows(problem.engine.context(recipe, PROOF), problem.property, rows, clock)

@@ -196,7 +196,7 @@ class Maker:
     op_smooth_again = op_smooth
 
     def op_step(self):
-        if self.random.random() < 0.3:
+        if self.random.random() < 0.6:
             self.add(self.pick([ops.Floor(), ops.Ceil(), ops.Round(), ops.Truncate(), ops.Step(True), ops.Step(False)]))
 
     def op_sign(self):
