@@ -256,17 +256,15 @@ def within_budget(problem: Problem, method: str, recipe: Recipe, budget: float) 
 def undefined_places(problem: Problem) -> list[str]:
     """The nodes that may divide by zero, or leave the domain of their function otherwise, in the first boxes."""
     bounds, _ = interval_bounds(problem)
-    graph, found = problem.engine.graph, []
+    graph, constants = problem.engine.graph, problem.engine.evaluator(SEARCH).values
+    found = []
     for i in sorted(bounds):
-        reads = graph.nodes[i].inputs
-        if graph.nodes[i].op.kind == "affine" or not all(j in bounds for j in reads) or not reads:
+        node = graph.nodes[i]
+        ends = [(bounds[j].lower, bounds[j].upper) if j in bounds else (constants[j],) * 2 for j in node.inputs]
+        mask = node.op.undefined([low for low, _ in ends], [high for _, high in ends])
+        if mask is None or not mask.any():
             continue
-        mask = graph.nodes[i].op.undefined([bounds[j].lower for j in reads], [bounds[j].upper for j in reads])
-        if mask is not None and mask.any():
-            j = reads[-1]  # the operand that decides: a denominator comes last
-            k = tuple(int(t) for t in mask.nonzero()[0])
-            low, high = bounds[j].lower[k].item(), bounds[j].upper[k].item()
-            found.append(
-                f"{graph.nodes[i].source} may leave its domain: its operand is known to lie in [{low:.6g}, {high:.6g}]"
-            )
+        place = tuple(int(t) for t in mask.nonzero()[0])
+        low, high = (end[place].item() for end in ends[-1])  # the operand that decides: a denominator comes last
+        found.append(f"{node.source} may leave its domain: its operand is known to lie in [{low:.6g}, {high:.6g}]")
     return found
