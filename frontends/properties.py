@@ -34,6 +34,7 @@ from absdom.frontends.property_terms import (
     maximum,
     minimum,
 )
+from absdom.frontends.vnnlib_atoms import apart
 from absdom.ir.graph import Graph
 from absdom.property import InputSet, Property, Spec
 from absdom.registry import register_service, service
@@ -233,7 +234,8 @@ class _Builder:
                 continue
             code, c = next(iter(form.items()))
             if len(form) == 1 and not code % 2:
-                value, sign = _float(-constant / c) + 0.0, 1.0 if c > 0 else -1.0
+                end = -constant / c
+                value, sign = apart(end, _float(end)) + 0.0, 1.0 if c > 0 else -1.0
                 limits.append((code // 2, c > 0, value))
                 if not atom.strict:
                     continue

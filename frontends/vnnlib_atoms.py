@@ -6,6 +6,7 @@ import re
 from array import array
 from bisect import bisect_right
 from decimal import Decimal
+from fractions import Fraction
 from math import inf, nextafter
 
 CONSTANT, COMPOUND, NONE = -1, -2, -1  # in Atoms.left, Atoms.left, Atoms.right
@@ -47,11 +48,11 @@ class Atoms:
         return offset
 
 
-def apart(exact: Decimal, near: float) -> float:
+def apart(exact: Decimal | Fraction, near: float) -> float:
     """`near`, or the float64 beside it where a number that is not whole was rounded to a whole one.
 
     So whole numbers below WHOLE are exact in a property; all others are taken to be rounded.
     """
-    if abs(near) < WHOLE and near.is_integer() and Decimal(near) != exact:
-        return nextafter(near, inf if exact > Decimal(near) else -inf)
+    if abs(near) < WHOLE and near.is_integer() and (whole := type(exact)(near)) != exact:
+        return nextafter(near, inf if exact > whole else -inf)
     return near

@@ -166,6 +166,14 @@ def test_a_number_without_float64_is_rounded_once_and_thirds_are_kept():
     assert prop.spec.d.tolist() == [float(Fraction(0.7) - Fraction(0.1))]
 
 
+def test_a_bound_that_is_not_whole_is_not_rounded_to_a_whole_number():
+    """Whole bounds count as exact in proofs, all others as rounded."""
+    near = 1 - Fraction(1, 10**20)
+    prop = forall(UNIT, implies(X[0] >= near, Y[0] <= 0))
+    assert prop.inputs.lower[0, 0] == np.nextafter(1.0, 0)
+    assert forall(UNIT, implies(X[0] >= Fraction(1), Y[0] <= 0)).inputs.lower[0, 0] == 1.0
+
+
 def test_one_input_tightens_the_box_of_its_clause():
     prop = forall(UNIT, implies((X[0] >= 0.25) & (2 * X[1] < 1), Y[0] <= 0))
     assert prop.inputs.lower.tolist() == [[0.25, -1]] and prop.inputs.upper.tolist() == [[1, 0.5]]
