@@ -288,3 +288,18 @@ class SShaped(Smooth):
     def stationary(self, slope, piece):
         x = self.inverse_derivative(slope.clamp(min=torch.finfo(slope.dtype).tiny)).clamp(min=0)
         return x if piece else -x
+
+    def _best_slope(self, lower, upper, sign):
+        """With one bend the contacts are known: the lower end and a tangent point right of 0, or both ends."""
+        # f(z) - f(0) is odd: lines below f on [l, u] have the slopes of lines above f on [-u, -l].
+        low, high = (lower, upper) if sign > 0 else (-upper, -lower)
+        middle = (low + high) / 2
+        tangent = self.derivative(middle)
+        with torch.no_grad():
+            point = high.clamp(min=0)
+            for _ in range(STEPS):  # Newton's steps, which come down to the tangent point from the right
+                slope = self._bridge(low, point, tangent)
+                point = torch.minimum(self.stationary(slope, 1), high)
+        point = torch.where(point == high, high, point)
+        touches = (low >= 0) | (middle >= point)
+        return torch.where(touches, tangent, self._bridge(low, point, tangent))
