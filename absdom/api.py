@@ -23,7 +23,7 @@ from absdom.pipeline import Options, sha256, verify_problem
 from absdom.plan import run
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
-from absdom.problem import Problem, bound_rows, undefined_places, within_budget
+from absdom.problem import Problem, attach_vector, bound_rows, undefined_places, within_budget
 from absdom.property import InputSet, Property
 from absdom.types import Clock
 from absdom.verdict import Result, Witness
@@ -173,8 +173,6 @@ def make_problem(task: Task, device: str = "cpu", points: int = 4) -> tuple[Prob
     """The problem and its judge; the loaded graph is compared with the judge on random points of the input sets."""
     problem = Problem.of(task.graph, task.property, device)
     if task.judge is None:
-        from absdom.problem import attach_vector
-
         return problem, GraphJudge(attach_vector(task.graph, False))
     inputs = task.property.inputs
     generator = np.random.default_rng(0)

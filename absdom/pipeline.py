@@ -21,7 +21,7 @@ from absdom.types import Clock
 from absdom.verdict import Result, StageReport, Witness
 
 GUARANTEE = "REAL"  # the network over the real numbers with the stored weights
-SHARE = 0.3  # of the time left, that the sweeps for intermediate bounds may take before something cheaper is asked
+SHARE = 0.3  # of the timeout, that the sweeps for intermediate bounds may take before something cheaper is asked
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
         return
     # Where the sweeps for intermediate bounds would take too much of the time, the linear domain over intervals is
     # asked first, and perhaps closes what those need not.
-    cheaper, recipe, _ = within_budget(problem, "linear", recipes["crown"](), SHARE * clock.left())
+    cheaper, recipe, _ = within_budget(problem, "linear", recipes["crown"](), SHARE * clock.limit)
     if cheaper == "crown-ibp":
         yield bounding(cheaper, recipe)
     yield bounding("linear", recipes["crown"]())

@@ -136,6 +136,24 @@ def test_a_longer_ladder_never_answers_worse():
         assert rank[long.verdict] >= rank[short.verdict]
 
 
+def test_where_sweeps_would_take_too_long_intervals_are_asked_first(monkeypatch):
+    import absdom.pipeline as pipeline
+    from absdom.problem import within_budget
+
+    graph, layers = relu_net((3, 5, 5, 2), 41)
+    prop = one_row(layers, -np.ones(3), np.ones(3), 0.02)
+    plain = api.verify(graph, prop, timeout=30, attack=False, device="cpu")
+    assert "crown-ibp" not in [stage.name for stage in plain.stages]
+    budgets = np.logspace(-12, 0, 100)
+    problem = Problem.of(graph, prop)
+    chosen = [within_budget(problem, "linear", api.recipe_of("crown"), b)[0] for b in budgets]
+    monkeypatch.setattr(pipeline, "SHARE", budgets[chosen.index("crown-ibp")] / 30)
+    careful = api.verify(graph, prop, timeout=30, attack=False, device="cpu")
+    names = [stage.name for stage in careful.stages]
+    assert names[names.index("crown-ibp") + 1] == "linear"
+    assert careful.verdict == plain.verdict == "unsat"
+
+
 def test_same_seed_same_result():
     graph, _ = relu_net((3, 6, 6, 2), 9)
     prop = make_property(-np.ones(3), np.ones(3), [(0, [([1.0, -1.0], 0.3, False)])])
