@@ -14,17 +14,19 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic, precise_backends
-from absdom.domain import InputBatch, NodeBounds, Recipe
+from absdom.domain import NodeBounds, Recipe
 from absdom.errors import PropertyError, UnsupportedOp, UsageError
 from absdom.ir.graph import Graph
 from absdom.ir.text import print_graph
 from absdom.passes import lower
 from absdom.pipeline import Options, sha256, verify_problem
 from absdom.plan import run
+from absdom.plan.context import Context
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
 from absdom.problem import Problem, attach_vector, bound_rows, undefined_places, within_budget
 from absdom.property import InputSet, Property
+from absdom.sets import InputBatch
 from absdom.types import Clock
 from absdom.verdict import Result, Witness
 
@@ -79,7 +81,7 @@ class Compiled:
     def describe(self) -> str:
         return make_schedule(self.graph, self.recipe, self.target).describe()
 
-    def context(self, arithmetic: Arithmetic = SEARCH, params: Mapping[str, torch.Tensor] | None = None) -> run.Context:
+    def context(self, arithmetic: Arithmetic = SEARCH, params: Mapping[str, torch.Tensor] | None = None) -> Context:
         return run.prepare(make_schedule(self.graph, self.recipe, self.target), arithmetic, params)
 
     def bounds(
@@ -281,10 +283,9 @@ def bound(
 def bound_problem(problem: Problem, name: str, recipe: Recipe, arithmetic: Arithmetic = SEARCH) -> BoundReport:
     """The same for a problem that is already made."""
     spec = problem.property.spec
-    context = problem.engine.context(recipe, arithmetic)
     every = np.arange(spec.rows)
     started = time.perf_counter()
-    value = bound_rows(context, problem.property, every)
+    value = bound_rows(problem.engine, recipe, arithmetic, problem.property, every)
     seconds = time.perf_counter() - started
     if not np.isfinite(value).all() and (places := undefined_places(problem)):
         raise PropertyError(

@@ -23,6 +23,8 @@ def cell(domain: type, op: type) -> str:
     if not issubclass(op, (Affine, Elementwise, Multivariate)):
         return "specialised"
     _, how = registry.find_rule(domain, op)
+    if how == "none" and registry.treats(domain, op):
+        return "coarse"
     if how == "kind" and getattr(op, "coarse", False) and domain.name != "interval":
         return "coarse"
     return how

@@ -7,15 +7,20 @@ registered per (domain, kind of op) with `absdom.registry.register_rule`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
 from absdom.arithmetic import Arithmetic
 from absdom.ir.op import At, Op
+from absdom.property import Property
 from absdom.rows import Rows
+from absdom.sets import InputBatch
+from absdom.types import Clock, TensorType
 
 
 def no_nan(bound: torch.Tensor, infinity: float) -> torch.Tensor:
@@ -28,204 +33,210 @@ class NodeBounds:
     """Bounds of one node over B boxes: lower, upper "B *n". Met, never overwritten.
 
     `noise` "B *n" (or "1 *n"), in charged runs: what rounding at this node can add to or take from <nu, z> is at most
-    <|nu|, noise>, for any row nu that is pulled through the node's op.
+    <|nu|, noise>, for any row nu that is pulled through the node's op. `centre` "B *n" and `radius` "B", where some
+    domain made them: an l2 ball that holds the node's values too.
     """
 
     lower: torch.Tensor
     upper: torch.Tensor
     noise: torch.Tensor | None = None
     provenance: str = "interval"
+    centre: torch.Tensor | None = None
+    radius: torch.Tensor | None = None
 
-    def meet(self, lower: torch.Tensor, upper: torch.Tensor, provenance: str) -> NodeBounds:
+    def meet(self, other: NodeBounds, provenance: str) -> NodeBounds:
         """Both claims at once; NaN claims nothing. Ends that cross (rounding, an empty set) are put in order."""
-        low = torch.maximum(self.lower, no_nan(lower, -torch.inf))
-        high = torch.minimum(self.upper, no_nan(upper, torch.inf))
+        low = torch.maximum(self.lower, no_nan(other.lower, -torch.inf))
+        high = torch.minimum(self.upper, no_nan(other.upper, torch.inf))
+        ball = other if self.centre is None else self
         return replace(
-            self, lower=torch.minimum(low, high), upper=torch.maximum(low, high),
+            self, lower=torch.minimum(low, high), upper=torch.maximum(low, high), centre=ball.centre, radius=ball.radius,
             provenance=f"{self.provenance} & {provenance}",
         )  # fmt: skip
+
+    def without_nan(self) -> NodeBounds:
+        return replace(self, lower=no_nan(self.lower, -torch.inf), upper=no_nan(self.upper, torch.inf))
 
     def magnitude(self) -> torch.Tensor:
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
+    def select(self, index: torch.Tensor) -> NodeBounds:
+        """The bounds over the boxes `index` (repeats allowed)."""
+        chosen = {
+            f.name: v if v.shape[0] == 1 else v.index_select(0, index)
+            for f in fields(self)
+            if isinstance(v := getattr(self, f.name), torch.Tensor)
+        }
+        return replace(self, **chosen)
 
-class InputBatch(NamedTuple):
-    """Input sets as tensors: flat bounds "B n"; for l_p balls also centre "B n" and radius "B"."""
-
-    lower: torch.Tensor
-    upper: torch.Tensor
-    centre: torch.Tensor | None
-    radius: torch.Tensor | None
-    norm: float
-
-    @staticmethod
-    def of(inputs, arithmetic: Arithmetic) -> InputBatch:
-        """From an absdom.property.InputSet. Charged runs read bounds one unit outward: text is rounded when read.
-
-        Whole numbers (below 2^52) are exact: readers take care that nothing else is rounded to one.
-        """
-        lower, upper = torch.from_numpy(inputs.lower), torch.from_numpy(inputs.upper)
-        infinity = torch.tensor(torch.inf, dtype=torch.float64)
-        if arithmetic.charged or arithmetic.dtype != torch.float64:
-            # Into float32 the box must not shrink either.
-            near = [t.to(arithmetic.dtype) for t in (lower, upper)]
-            if arithmetic.charged:
-                pairs = zip((lower, upper), near, strict=True)
-                exact = [(t == t.round()) & (t.abs() < 2.0**52) & (n == t) for t, n in pairs]
-                near = [
-                    torch.where(e, n, torch.nextafter(n, end.to(arithmetic.dtype)))
-                    for e, n, end in zip(exact, near, (-infinity, infinity), strict=True)
-                ]
-            lower, upper = near
-        convert = arithmetic.tensor
-        if inputs.centre is None:
-            return InputBatch(convert(lower), convert(upper), None, None, inputs.norm)
-        return InputBatch(convert(lower), convert(upper), convert(inputs.centre), convert(inputs.radius), inputs.norm)
-
-    def support(self, nu: Rows, arithmetic: Arithmetic) -> torch.Tensor:
-        """A lower bound of <nu, x> over each row's set, "R", rounding charged when the run is."""
-        best = nu.dot_signed(self.lower, self.upper)
-        if self.centre is not None:
-            best = torch.maximum(best, self._ball(nu))
-        if arithmetic.charged:
-            reach = torch.maximum(self.lower.abs(), self.upper.abs())
-            if self.centre is not None:
-                reach = reach + self.centre.abs() + self.radius[:, None]
-            best = best - nu.abs_dot(reach) * arithmetic.gamma(2 * self.lower.shape[1] + 16) - arithmetic.tiny
-        return best
-
-    def project(self, x: torch.Tensor) -> torch.Tensor:
-        """Points "B k n" moved towards the sets: onto the ball, then into the box (membership is checked later)."""
-        if self.centre is not None:
-            step = x - self.centre[:, None]
-            if self.norm == 2:
-                length = step.norm(dim=2, keepdim=True).clamp(min=1e-30)
-                step = step * (self.radius[:, None, None] / length).clamp(max=1)
-            else:
-                step = _project_l1(step, self.radius[:, None, None])
-            x = self.centre[:, None] + step
-        return torch.minimum(torch.maximum(x, self.lower[:, None]), self.upper[:, None])
-
-    def lowest(self, slopes: torch.Tensor) -> torch.Tensor:
-        """Points "B k n" of the sets (up to rounding) where <slopes, x> is least, for slopes "B k n"."""
-        corner = torch.where(slopes > 0, self.lower[:, None], self.upper[:, None])
-        if self.centre is None:
-            return corner
-        step, radius = corner - self.centre[:, None], self.radius[:, None, None]
-        step = torch.where(slopes == 0, 0, step)
-        if self.norm == 1:  # the budget goes to the steepest inputs first, each as far as the box lets it
-            order = slopes.abs().argsort(-1, descending=True)
-            wanted = step.abs().gather(-1, order)
-            taken = torch.minimum(wanted, (radius - wanted.cumsum(-1) + wanted).clamp(min=0))
-            step = step.sign() * torch.zeros_like(step).scatter(-1, order, taken)
-        else:  # along -slopes; what the box stops is given to the others, a few times
-            room, free = step.abs(), slopes != 0
-            for _ in range(8):
-                spent = torch.where(free, 0, room).square().sum(-1, keepdim=True)
-                length = torch.where(free, slopes, 0).norm(dim=-1, keepdim=True).clamp(min=1e-30)
-                size = slopes.abs() * ((radius.square() - spent).clamp(min=0).sqrt() / length)
-                free = free & (size < room)
-            step = step.sign() * torch.minimum(torch.where(free, size, room), room)
-        return self.project(self.centre[:, None] + step)
-
-    def _ball(self, nu: Rows) -> torch.Tensor:
-        """The ball met with the box, by its dual: max over m >= 0 of sum_i min over [lo, hi] of nu d + m |d|^p, less
-        m radius^p. Any m >= 0 gives a valid bound; a search over m, which is concave, picks one."""
-        data = nu.dense()
-        centre = nu.per_row(self.centre)
-        low, high = nu.per_row(self.lower) - centre, nu.per_row(self.upper) - centre
-        radius = nu.per_row(self.radius[:, None])[:, 0]
-        size = data.abs()
-
-        def value(m):
-            m_ = m[:, None]
-            if self.norm == 2:
-                d = torch.where(
-                    m_ > 0,
-                    -data / (2 * m_).clamp(min=1e-300 if m.dtype == torch.float64 else 1e-37),
-                    -data.sign() * 1e30,
-                )
-                d = torch.minimum(torch.maximum(d, low), high)
-                return (data * d + m_ * d * d).sum(1) - m * radius * radius
-            corner = torch.where(data > 0, low, high)
-            zero = torch.minimum(torch.maximum(torch.zeros_like(low), low), high)
-            d = torch.where(size > m_, corner, zero)
-            return (data * d + m_ * d.abs()).sum(1) - m * radius
-
-        with torch.no_grad():
-            if self.norm == 2:
-                top = data.norm(dim=1) / (2 * radius).clamp(min=1e-30)
-            else:
-                top = size.amax(1)
-            left, right = torch.zeros_like(top), top
-            for _ in range(40):
-                a, b = left + (right - left) / 3, right - (right - left) / 3
-                better = value(a) >= value(b)
-                right, left = torch.where(better, b, right), torch.where(better, left, a)
-            middle = (left + right) / 2
-        base = nu.dot(self.centre)
-        found = torch.maximum(value(middle), value(top))
-        if self.norm == 2:  # the unclipped ball, in closed form
-            found = torch.maximum(found, -radius * data.norm(dim=1))
-        else:
-            found = torch.maximum(found, -radius * size.amax(1))
-        return base + found
-
-
-def _project_l1(step: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Projection onto l1 balls (Duchi et al. 2008); points inside stay as they are."""
-    size = step.abs()
-    ordered = size.sort(-1, descending=True).values
-    excess = (ordered.cumsum(-1) - radius) / torch.arange(1, step.shape[-1] + 1, device=step.device)
-    last = (ordered > excess).sum(-1, keepdim=True).clamp(min=1) - 1
-    shrunk = step.sign() * (size - excess.gather(-1, last)).clamp(min=0)
-    return torch.where(size.sum(-1, keepdim=True) <= radius, step, shrunk)
+    def detach(self) -> NodeBounds:
+        """The bounds without charges and without gradients."""
+        return replace(self, lower=self.lower.detach(), upper=self.upper.detach(), noise=None)
 
 
 class Place(NamedTuple):
-    """An op where it stands while a plan runs: what a dual rule may look at."""
+    """An op where it stands while a plan runs: what a rule may look at."""
 
     op: Op
     at: At
-    inputs: tuple[NodeBounds | None, ...]  # per input; None for parameters
-    output: NodeBounds
+    inputs: tuple[NodeBounds | None, ...]  # per input the best known so far; None for parameters
+    output: NodeBounds | None  # the best known so far; None while the first of it, by intervals, is made
     knobs: Mapping[str, torch.Tensor]
     arithmetic: Arithmetic
     errors: tuple  # per input: "1 *n" error of a rounded parameter, or None
+    memo: dict  # what a rule keeps here as long as the weights do not change
 
 
 class Recipe:
-    """A way to bound a network, as a value. `a & b` meets two recipes."""
+    """A way to bound a network, as a value. `a & b` meets two recipes.
+
+    `failure_probability`: that a bound of one box is wrong, for recipes that draw random numbers; infinity: what they
+    give are estimates, which may steer and train and never close a clause.
+    """
 
     name: ClassVar[str] = "recipe"
+    failure_probability: float = 0.0
 
     def __and__(self, other: Recipe) -> Recipe:
         return Meet((self, other))
 
 
 class Forward(Recipe, ABC):
-    """A domain whose states go from the inputs to the outputs. Rules: rule(op, at, states, errors, arithmetic)."""
+    """A domain whose states go from the inputs to the outputs. Rules: rule(place, states), None for a parameter.
+
+    Where no rule is found for an op, the state is made anew by `from_bounds`, if the domain has it (`coarse`).
+    """
 
     @abstractmethod
-    def lift(self, lower: torch.Tensor, upper: torch.Tensor, arithmetic: Arithmetic):
-        """The state of an input, from its bounds "B *n"."""
+    def lift(self, sets: InputBatch, types: Sequence[TensorType], arithmetic: Arithmetic) -> list:
+        """The states of the network's inputs, of these types; `sets` holds them flat and side by side."""
 
     @abstractmethod
     def concretize(self, state, arithmetic: Arithmetic) -> NodeBounds:
         """Interval bounds of a state."""
+
+    def from_bounds(self, bounds: NodeBounds, place: Place):
+        """A state that knows these bounds and nothing else; None: this domain has none."""
+        return None
+
+    def bound_rows(self, state, rows: Rows, arithmetic: Arithmetic) -> torch.Tensor | None:
+        """Lower bounds "R" of rows at the node of `state`; None: its intervals say all that is known."""
+        return None
+
+    def box_bytes(self, graph, itemsize: int) -> int:
+        """Bytes that the states of one box take, where that is more than their intervals."""
+        return 0
+
+    @classmethod
+    def has_fallback(cls) -> bool:
+        return cls.from_bounds is not Forward.from_bounds
+
+
+class KnobStart(NamedTuple):
+    """Where a search over a free parameter starts, its range (any value in it is valid) and its first step."""
+
+    value: torch.Tensor  # "B ..."
+    low: float = 0.0
+    high: float = 1.0
+    rate: float = 0.1
 
 
 class Dual(Recipe):
     """A domain whose rows go from a node back to the inputs. Rules are LayerDual objects.
 
     `pre` is the recipe of the bounds that relaxations are built from; None: this recipe itself, layer by layer.
+    `companions` are forward domains whose results its rules read.
     """
 
     pre: Recipe | None = None
+    companions: ClassVar[tuple[Forward, ...]] = ()
+
+
+class Tuned(Dual, ABC):
+    """A dual whose free parameters are moved by a search; every value of theirs gives a valid bound.
+
+    `share`: "rows" gives each row its own parameters, "boxes" one set to all rows of a box. `intermediate`: the bounds
+    of intermediate layers are tuned too, each for itself.
+    """
+
+    of: Dual
+    share: str = "rows"
+    intermediate: bool = False
+
+    @abstractmethod
+    def tune(
+        self,
+        bound: Callable[[dict], torch.Tensor],
+        starts: Mapping[tuple[int, str], KnobStart],
+        goal: torch.Tensor | None,
+        clock: Clock,
+    ) -> dict[tuple[int, str], torch.Tensor]:
+        """Values of the knobs that make bound(knobs) "G" large, each of its G groups for itself.
+
+        `goal` "G": values above it are of no more use; None: there is no such value.
+        """
+
+
+def rules_of(recipe: Recipe) -> Recipe:
+    """The recipe whose rules a run looks up."""
+    return recipe.of if isinstance(recipe, Tuned) else recipe
+
+
+class Strategy(Recipe, ABC):
+    """A recipe that is more than one run of a plan: it asks others."""
+
+    @abstractmethod
+    def bound(self, ask, prop: Property, rows: np.ndarray) -> np.ndarray:
+        """Lower bounds "R" of all rows of `prop`; NaN for those not among `rows` and where nothing is known.
+
+        ask(recipe, prop, rows) gives the same by another recipe, in the same arithmetic, until `ask.clock` ends it;
+        see absdom.problem.Ask.
+        """
+
+
+@dataclass(frozen=True)
+class Layers(Recipe):
+    """Recipes mixed per layer: a node's bounds come from the first case whose pattern fits one of its names.
+
+    Patterns are those of fnmatch ("conv*"); a node's names are those of its value and of its ONNX node or line of
+    code, the name of its op, and "%" with its number in `absdom plan`.
+    """
+
+    cases: tuple[tuple[str, Recipe], ...]
+    name: ClassVar[str] = "layers"
+
+    def of(self, names: Sequence[str]) -> Recipe | None:
+        """The recipe for a node with these names; None: no pattern fits."""
+        return next((r for pattern, r in self.cases if any(fnmatchcase(n, pattern) for n in names)), None)
+
+
+def total_failure(recipe: Recipe) -> float:
+    """A bound on the probability that any part of a recipe gives a wrong bound of one box."""
+    parts, found = [recipe], {}
+    while parts:
+        part = parts.pop()
+        found[part] = part.failure_probability
+        for f in fields(part):
+            for value in _flat(getattr(part, f.name)):
+                parts += [value] if isinstance(value, Recipe) else []
+        parts += getattr(part, "companions", ())
+    return sum(found.values())
+
+
+def _flat(value):
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
 
 
 class LayerDual(ABC):
     """How rows pass one kind of op: for all z in its bounds, <nu_out, f(z)> >= sum_i <part_i, z_i> + term."""
+
+    def knobs(self, place: Place, recipe: Dual) -> dict[str, KnobStart]:
+        """The free parameters of the relaxation at this place; `place.knobs` has them while a search moves them."""
+        return {}
 
     def relax(self, place: Place, recipe: Dual):
         """What depends on bounds and knobs only, made once for all rows."""

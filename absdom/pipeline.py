@@ -64,7 +64,7 @@ class Confirm:
         spec = self.property.spec.select(np.array([clause]))
         flipped = replace(spec, C=-spec.C, d=-spec.d, box=np.zeros(1, dtype=np.int64))
         here = replace(self.property, inputs=InputSet.box(exact, exact), spec=flipped)
-        lower = bound_rows(self.problem.engine.evaluator(PROOF), here, np.arange(flipped.rows))
+        lower = bound_rows(self.problem.engine, registry.recipes()["interval"](), PROOF, here, np.arange(flipped.rows))
         return bool(((lower > 0) | ((lower >= 0) & ~flipped.strict)).all())
 
 

@@ -11,17 +11,20 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic
-from absdom.domain import InputBatch, Recipe
+from absdom.domain import Meet, Recipe, Strategy, total_failure
 from absdom.errors import Deadline, PropertyError
 from absdom.ir.graph import Builder, Graph
 from absdom.ops.affine import Add, Mul
 from absdom.ops.functions import Power
 from absdom.ops.shape import Concat, Reshape, Take
 from absdom.passes import lower
-from absdom.plan import cost, memory, run
+from absdom.plan import cost, memory, run, sweeps
+from absdom.plan.context import Context
 from absdom.plan.planner import make_schedule
+from absdom.plan.sweeps import NEVER
 from absdom.property import Property
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 from absdom.types import Clock
 
 
@@ -80,16 +83,17 @@ class Engine:
 
     graph: Graph
     device: str = "cpu"
+    doubt: float = 0.0  # a bound on the probability that any bound of a random recipe was wrong so far
     _contexts: dict = field(default_factory=dict)
 
-    def context(self, recipe: Recipe, arithmetic: Arithmetic) -> run.Context:
+    def context(self, recipe: Recipe, arithmetic: Arithmetic) -> Context:
         arithmetic = replace(arithmetic, device=self.device)
         key = (recipe, arithmetic)
         if key not in self._contexts:
             self._contexts[key] = run.prepare(make_schedule(self.graph, recipe), arithmetic)
         return self._contexts[key]
 
-    def evaluator(self, arithmetic: Arithmetic) -> run.Context:
+    def evaluator(self, arithmetic: Arithmetic) -> Context:
         """A context that only evaluates the network."""
         return self.context(registry.recipes()["interval"](), arithmetic)
 
@@ -149,33 +153,73 @@ def spec_rows(prop: Property, rows: np.ndarray, boxes: np.ndarray, arithmetic: A
     return Rows.dense_rows(C, len(boxes), box), arithmetic.tensor(prop.spec.d[rows])
 
 
-def box_chunks(graph: Graph, boxes: np.ndarray, itemsize: int) -> Iterable[np.ndarray]:
-    size = max(1, min(4096, memory.CHUNK_BYTES // memory.box_bytes(graph, itemsize)))
+def box_chunks(context: Context, boxes: np.ndarray) -> Iterable[np.ndarray]:
+    """The boxes in chunks whose bounds and states fit in memory."""
+    itemsize = context.arithmetic.dtype.itemsize
+    needed = memory.box_bytes(context.graph, itemsize)
+    needed += sum(domain.box_bytes(context.graph, itemsize) for domain in context.schedule.reach)
+    size = max(1, min(4096, memory.CHUNK_BYTES // needed))
     return (boxes[i : i + size] for i in range(0, len(boxes), size))
 
 
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """What a Strategy asks: bounds of rows of properties on one network, in one arithmetic, until the clock ends it."""
+
+    engine: Engine
+    arithmetic: Arithmetic
+    clock: Clock
+    decide: bool
+
+    def __call__(self, recipe: Recipe, prop: Property, rows: np.ndarray) -> np.ndarray:
+        return bound_rows(self.engine, recipe, self.arithmetic, prop, rows, self.clock, decide=self.decide)
+
+
 def bound_rows(
-    context: run.Context, prop: Property, rows: np.ndarray, clock: Clock = run.NEVER, corners: dict | None = None
+    engine: Engine,
+    recipe: Recipe,
+    arithmetic: Arithmetic,
+    prop: Property,
+    rows: np.ndarray,
+    clock: Clock = NEVER,
+    corners: dict | None = None,
+    decide: bool = False,
 ) -> np.ndarray:
     """Lower bounds "R" (numpy float64) of these rows of the property; NaN for those the deadline did not allow.
 
-    `corners`, if given, receives per row the corner of its box where the row's plane is lowest, flat "n".
+    `corners`, if given, receives per row the corner of its box where the row's plane is lowest, flat "n". `decide`: a
+    bound need not become better than positive.
     """
+    ask = Ask(engine, arithmetic, clock, decide)
+    match recipe:
+        case Strategy():
+            return recipe.bound(ask, prop, np.asarray(rows))
+        case Meet(parts) if any(isinstance(part, Strategy) for part in parts):
+            plain = tuple(part for part in parts if not isinstance(part, Strategy))
+            found = [part.bound(ask, prop, np.asarray(rows)) for part in parts if isinstance(part, Strategy)]
+            if plain:
+                together = plain[0] if len(plain) == 1 else Meet(plain)
+                found.append(bound_rows(engine, together, arithmetic, prop, rows, clock, corners, decide))
+            return np.fmax.reduce(found)
+    context = engine.context(recipe, arithmetic)
     out = np.full(prop.spec.rows, np.nan)
     row_box = prop.spec.row_box()
     rows = np.asarray(rows)
     rows = rows[np.argsort(row_box[rows], kind="stable")]
     all_boxes = np.unique(row_box[rows])
-    itemsize = context.arithmetic.dtype.itemsize
+    failure = total_failure(recipe)
     with torch.no_grad():
         try:
-            for boxes in box_chunks(context.graph, all_boxes, itemsize):
+            for boxes in box_chunks(context, all_boxes):
                 here = rows[(row_box[rows] >= boxes[0]) & (row_box[rows] <= boxes[-1])]
                 batch = InputBatch.of(prop.inputs.select(boxes), context.arithmetic)
-                bounds = run.propagate(context, batch, clock)
+                engine.doubt += failure * len(boxes) * arithmetic.charged
+                states: dict = {}
+                bounds = run.propagate(context, batch, clock, states)
                 nu, d = spec_rows(prop, here, boxes, context.arithmetic)
                 relaxations: dict = {}
-                value = run.row_bounds(context, batch, bounds, nu, d, relaxations, clock)
+                goal = -d if decide else None
+                value = run.row_bounds(context, batch, bounds, nu, d, relaxations, clock, states=states, goal=goal)
                 out[here] = value.double().cpu().numpy()
                 if corners is not None and context.schedule.duals:
                     _add_corners(corners, context, batch, bounds, nu, here, relaxations)
@@ -191,12 +235,9 @@ def _add_corners(corners: dict, context, batch, bounds, nu: Rows, rows: np.ndarr
         nu.count, memory.chunk_rows(context.graph, plan.nodes, 4, context.arithmetic.device, memory.CHUNK_BYTES)
     )
     first, seen = nu.slice(0, count), {}
-    run.sweep(context, plan, context.schedule.duals[0], batch, bounds, first, relaxations, trace=seen)
-    slopes = run.input_slopes(context.graph, seen, first)
-    centre, radius = (None if t is None else first.per_row(t) for t in (batch.centre, batch.radius))
-    sets = batch._replace(
-        lower=first.per_row(batch.lower), upper=first.per_row(batch.upper), centre=centre, radius=radius
-    )
+    sweeps.sweep(context, plan, context.schedule.duals[0], batch, bounds, first, relaxations, trace=seen)
+    slopes = sweeps.input_slopes(context.graph, seen, first)
+    sets = batch.select(first.per_row(torch.arange(first.boxes, device=slopes.device)))
     points = sets.lowest(slopes[:, None])[:, 0]
     corners.update(zip(rows[:count].tolist(), points.double().cpu().numpy(), strict=True))
 
@@ -206,13 +247,15 @@ def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
     spec = problem.property.spec
     rows = np.flatnonzero(np.isin(spec.clause, problem.open))
     corners: dict = {}
-    search = bound_rows(problem.engine.context(recipe, SEARCH), problem.property, rows, clock, corners)
+    search = bound_rows(problem.engine, recipe, SEARCH, problem.property, rows, clock, corners, decide=True)
+    if np.isinf(total_failure(recipe)):  # estimates close nothing
+        return problem
     problem = replace(problem, search_lower=np.fmax(problem.search_lower, search))
     slack = np.where(np.isfinite(search), 1e-4 * (1 + np.abs(search)), 0)
     promising = spec.refuted(np.where(np.isnan(search), -np.inf, search + slack))
     rows = rows[promising[spec.clause[rows]]]
     if len(rows):
-        proved = bound_rows(problem.engine.context(recipe, PROOF), problem.property, rows, clock)
+        proved = bound_rows(problem.engine, recipe, PROOF, problem.property, rows, clock, decide=True)
         problem = problem.learn(rows, proved[rows])
     # An attack starts where the planes of open clauses are lowest.
     box = spec.row_box()

@@ -121,6 +121,11 @@ def find_rule(domain: type, op: type):
     return None, "none"
 
 
+def treats(domain: type, op: type) -> bool:
+    """Can the domain handle the op, by a rule or (forward domains) from bounds alone?"""
+    return find_rule(domain, op)[0] is not None or getattr(domain, "has_fallback", bool)()
+
+
 def rule_file(domain: type, op: type) -> str:
     rule, _ = find_rule(domain, op)
     return "" if rule is None else _file(rule)

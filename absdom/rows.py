@@ -164,6 +164,9 @@ class Rows:
             return value.index_select(0, self.box)
         return value.repeat_interleave(self.count // self.boxes, 0)
 
+    def detach(self) -> Rows:
+        return self if self.dense_data is None else self._with(self.dense_data.detach())
+
     def slice(self, start: int, stop: int) -> Rows:
         """Rows start to stop, as ragged rows (or as one box)."""
         box = self.box

@@ -19,7 +19,7 @@ import torch
 
 from absdom import ops, registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic
-from absdom.domain import InputBatch, NodeBounds, Recipe
+from absdom.domain import NodeBounds, Recipe
 from absdom.ir.graph import Builder, Graph
 from absdom.ir.op import Affine, At, Composite, Elementwise, Input, Multivariate, Op, Param
 from absdom.passes import lower as lower_graph
@@ -27,6 +27,7 @@ from absdom.plan import run
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
 from absdom.property import InputSet
+from absdom.sets import InputBatch
 from absdom.testing_cases import examples
 from absdom.types import TensorType
 

@@ -24,8 +24,10 @@ class Interval(Forward):
 
     name: ClassVar[str] = "interval"
 
-    def lift(self, lower, upper, arithmetic):
-        return NodeBounds(lower, upper)
+    def lift(self, sets, types, arithmetic):
+        sizes, shapes = [t.numel for t in types], [t.shape for t in types]
+        ends = zip(sets.lower.split(sizes, 1), sets.upper.split(sizes, 1), shapes, strict=True)
+        return [NodeBounds(low.reshape(-1, *shape), high.reshape(-1, *shape)) for low, high, shape in ends]
 
     def concretize(self, state, arithmetic):
         return state
@@ -46,8 +48,9 @@ def with_parameters(states, at, errors) -> list[NodeBounds]:
 
 
 @register_rule(Interval, Affine)
-def affine(op, at, states, errors, arithmetic):
+def affine(place, states):
     """Centre and radius: c' = W c + b, r' = |W| r."""
+    op, at, errors, arithmetic = place.op, place.at, place.errors, place.arithmetic
     varying = [(s is not None) for s in states]
     centre = op.linear(at, [(s.lower + s.upper) / 2 if v else None for s, v in zip(states, varying, strict=True)])
     radius = op.absolute(at, [(s.upper - s.lower) / 2 if v else None for s, v in zip(states, varying, strict=True)])
@@ -73,8 +76,9 @@ def affine(op, at, states, errors, arithmetic):
 
 
 @register_rule(Interval, Move)
-def move(op, at, states, errors, arithmetic):
+def move(place, states):
     """Elements move, none is computed; only the transpose of an op that repeats elements has sums to round."""
+    op, at, errors, arithmetic = place.op, place.at, place.errors, place.arithmetic
     lower, upper = (
         op.eval(*(
             (p if e is None else p + sign * e) if s is None else (s.lower if sign < 0 else s.upper)
@@ -96,11 +100,11 @@ def move(op, at, states, errors, arithmetic):
 
 
 @register_rule(Interval, Elementwise)
-def elementwise(op, at, states, errors, arithmetic):
-    return NodeBounds(*op.image(states[0].lower, states[0].upper))
+def elementwise(place, states):
+    return NodeBounds(*place.op.image(states[0].lower, states[0].upper))
 
 
 @register_rule(Interval, Multivariate)
-def multivariate(op, at, states, errors, arithmetic):
-    states = with_parameters(states, at, errors)
-    return NodeBounds(*op.image([s.lower for s in states], [s.upper for s in states]))
+def multivariate(place, states):
+    states = with_parameters(states, place.at, place.errors)
+    return NodeBounds(*place.op.image([s.lower for s in states], [s.upper for s in states]))

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from absdom.arithmetic import SEARCH
-from absdom.domain import InputBatch
 from absdom.plan import run
 from absdom.problem import Problem
 from absdom.registry import register_service
+from absdom.sets import InputBatch
 from absdom.solvers.cells import cells
 from absdom.types import Clock
 from absdom.verdict import Witness

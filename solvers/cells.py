@@ -11,12 +11,12 @@ from math import prod
 
 import torch
 
-from absdom.domain import InputBatch
 from absdom.ir.graph import Graph
 from absdom.ir.op import Input
 from absdom.ops.discrete import StepFunction
 from absdom.ops.shape import Move
 from absdom.plan import run
+from absdom.sets import InputBatch
 
 CELLS = 2**13  # points that are tried per box
 AT_ONCE = 2**20  # numbers of points that are evaluated together

@@ -17,7 +17,7 @@ SIBLINGS = ("frontends", "domains", "solvers")
 FLOORS = (
     ("types", "errors", "__init__"),
     ("ir", "interface", "property", "encoding", "verdict", "registry"),
-    ("ops", "domain", "certificate", "rows", "arithmetic"),
+    ("ops", "domain", "certificate", "rows", "sets", "arithmetic"),
     ("frontends", "passes", "plan", "domains"),
     ("pipeline", "problem", "solvers"),
     ("api", "coverage"),

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 
 from absdom.domain import NodeBounds
 from absdom.plan import memory, run
+from absdom.plan.context import Context
 from absdom.plan.plan import ForwardStage
 
 SAMPLE = 4  # boxes whose interval bounds are looked at
 
 
 def predicted_flops(
-    context: run.Context, bounds: Mapping[int, NodeBounds], sample: int, boxes: int, rows: int
+    context: Context, bounds: Mapping[int, NodeBounds], sample: int, boxes: int, rows: int
 ) -> float:
     """Operations of bounding `rows` rows over `boxes` boxes; `bounds`: interval bounds of `sample` of the boxes."""
     schedule, graph = context.schedule, context.graph
@@ -26,7 +27,7 @@ def predicted_flops(
             total += boxes * sum(2 * memory.flops(graph, i) for i in stage.nodes)
         else:
             _, position = run.select(context, stage, bounds)
-            selected = 2 * len(position) * boxes / max(1, sample) * len(schedule.inner)
+            selected = 2 * len(position) * boxes / max(1, sample) * len(stage.duals)
             total += selected * sum(memory.flops(graph, i) for i in stage.sweep.nodes)
     return total + rows * len(schedule.duals) * sum(memory.flops(graph, i) for i in schedule.final.nodes)
 

@@ -11,6 +11,7 @@ from absdom.passes import liveness
 CHUNK_BYTES = 384 * 2**20  # the tensors of one chunk of rows
 CACHE_BYTES = 16 * 2**20  # on a CPU a chunk that stays near the caches is faster (OVAL21: by up to 1.5 times)
 ELEMENT = 24  # what an elementwise step counts per element: it waits for memory, not for arithmetic
+TAPE = 12  # tensors per element that a taped step holds: rows, bounds, lines, knobs and what gradients keep
 CHUNK_SECONDS = 0.5  # so that deadlines hold
 ASSUMED_FLOPS = {"cpu": 2e10, "cuda": 1e13}  # only scales chunks; never a verdict
 
@@ -58,6 +59,13 @@ def chunk_rows(graph: Graph, nodes: tuple[int, ...], itemsize: int, device: str,
     rate = ASSUMED_FLOPS["cuda" if device.startswith("cuda") else "cpu"]
     by_time = int(CHUNK_SECONDS * rate / max(1, work))
     return max(1, min(by_bytes, by_time))
+
+
+def taped_rows(graph: Graph, nodes: tuple[int, ...], itemsize: int, device: str) -> int:
+    """How many rows to sweep at once where each has its own bounds and knobs, and gradients need every step."""
+    elements = sum(graph.nodes[i].type.numel for i in nodes)
+    budget = CHUNK_BYTES if device.startswith("cuda") else 4 * CACHE_BYTES
+    return max(1, min(budget // (TAPE * itemsize * elements), chunk_rows(graph, nodes, itemsize, device, budget)))
 
 
 def box_bytes(graph: Graph, itemsize: int) -> int:

@@ -34,6 +34,7 @@ class Tighten:
 
     sweep: Sweep
     readers: tuple[tuple[int, int, tuple[int, ...]], ...]
+    duals: tuple[Dual, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +42,8 @@ class Schedule:
     """A recipe compiled for a graph. Plans with Select points between them (the Tighten stages)."""
 
     graph: Graph
-    forwards: tuple[Forward, ...]  # the interval domain first
+    reach: dict[Forward, frozenset[int]]  # forward domains, the interval one first, and the nodes that each bounds
     duals: tuple[Dual, ...]  # recipes of the final sweep
-    inner: tuple[Dual, ...]  # recipes of the Tighten stages
     stages: tuple[ForwardStage | Tighten, ...]
     final: Sweep
     prologue: tuple[int, ...]
@@ -51,6 +51,17 @@ class Schedule:
     @property
     def target(self) -> int:
         return self.final.start
+
+    @property
+    def base(self) -> Forward:
+        """The interval domain."""
+        return next(iter(self.reach))
+
+    @cached_property
+    def last_use(self) -> dict[int, int]:
+        """Node -> the last step of the forward stages, counted from 0, that reads it."""
+        order = [i for stage in self.stages if isinstance(stage, ForwardStage) for i in stage.nodes]
+        return {j: step for step, i in enumerate(order) for j in self.graph.nodes[i].inputs if self.graph.varying[j]}
 
     @cached_property
     def peak_row_bytes(self) -> int:
@@ -61,7 +72,7 @@ class Schedule:
         """Steps, shapes, knobs, FLOPs and peak bytes, as text."""
         graph = self.graph
         lines = [
-            "forward domains: " + ", ".join(f.name for f in self.forwards),
+            "forward domains: " + ", ".join(_reach(*item, self.reach[self.base]) for item in self.reach.items()),
             "duals: " + (", ".join(map(repr, self.duals)) or "none (rows are bounded from the forward bounds)"),
         ]
         for stage in self.stages:
@@ -70,11 +81,16 @@ class Schedule:
                     lines.append(f"forward  {_line(graph, i)}  {memory.flops(graph, i) * 2:.3g} flop/box")
             else:
                 lines.append(f"select   %{stage.sweep.start}: neurons that {_readers(stage)} cannot treat exactly")
+                lines.append("  duals: " + ", ".join(map(repr, stage.duals)))
                 lines += _sweep_lines(graph, stage.sweep, "  pull   ")
         lines.append(f"rows     at %{self.target}")
         if self.duals:
             lines += _sweep_lines(graph, self.final, "  pull   ")
         return "\n".join(lines)
+
+
+def _reach(domain: Forward, nodes: frozenset[int], every: frozenset[int]) -> str:
+    return domain.name if nodes == every else f"{domain.name} (up to %{max(nodes)})"
 
 
 def _line(graph: Graph, i: int) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from absdom import registry
-from absdom.domain import Dual, Forward, Meet, Recipe
+from absdom.domain import Dual, Forward, Layers, Meet, Recipe, Strategy, Tuned, rules_of
 from absdom.errors import UnsupportedOp, UsageError
 from absdom.ir.graph import Graph
 from absdom.ir.op import Affine, Elementwise, Input, Multivariate, Param
@@ -17,14 +20,19 @@ def make_schedule(graph: Graph, recipe: Recipe, target: int | None = None) -> Sc
         if len(graph.outputs) != 1:
             raise UsageError(f"the graph has {len(graph.outputs)} outputs; name the node that is to be bounded")
         target = graph.outputs[0]
-    forwards, inner, duals = _parts(recipe)
     base = registry.recipes()["interval"]()
-    forwards = (base, *(f for f in forwards if f != base))
     order = tuple(i for i in sorted(graph.ancestors([target])) if graph.varying[i])
     prologue = tuple(i for i in sorted(graph.ancestors([target])) if not graph.varying[i])
-    _check_cells(graph, order, prologue, (*forwards, *inner, *duals), base)
-    stages = _stages(graph, order, bool(inner))
-    return Schedule(graph, forwards, duals, inner, stages, sweep_from(graph, target), prologue)
+    names = _names(graph)
+    wanted = {i: _parts(recipe, names[i]) for i in order}
+    duals = wanted[target].final
+    reach = {base: frozenset(order)}
+    for domain in _unique(d for parts in wanted.values() for d in (*parts.forwards, *_companions(parts))):
+        readers = [i for i, parts in wanted.items() if domain in parts.forwards or domain in _companions(parts)]
+        reach.setdefault(domain, frozenset(graph.ancestors(readers) & set(order)))
+    inner = {i: parts.inner for i, parts in wanted.items() if parts.inner}
+    _check_cells(graph, order, prologue, (*reach, *_unique(d for i in inner for d in inner[i]), *duals), base)
+    return Schedule(graph, reach, duals, _stages(graph, order, inner), sweep_from(graph, target), prologue)
 
 
 def sweep_from(graph: Graph, start: int) -> Sweep:
@@ -32,23 +40,58 @@ def sweep_from(graph: Graph, start: int) -> Sweep:
     return Sweep(start, tuple(i for i in sorted(ancestors, reverse=True) if graph.varying[i]))
 
 
-def _parts(recipe: Recipe) -> tuple[tuple[Forward, ...], tuple[Dual, ...], tuple[Dual, ...]]:
-    """(forward domains, duals of intermediate bounds, duals of the final rows) of a recipe."""
+def _names(graph: Graph) -> list[tuple[str, ...]]:
+    """What the patterns of Layers are compared with: per node its values' names, its source, its op and its number."""
+    found = [[node.source.name, node.op.name, f"%{i}"] for i, node in enumerate(graph.nodes)]
+    for name, i in graph.names.items():
+        found[i].append(name)
+    return [tuple(n for n in names if n) for names in found]
+
+
+class _Parts(NamedTuple):
+    """What a recipe means for one node: forward domains, and the duals that bound it as an inner and as a last one."""
+
+    forwards: tuple[Forward, ...] = ()
+    inner: tuple[Dual, ...] = ()
+    final: tuple[Dual, ...] = ()
+
+
+def _parts(recipe: Recipe, names: tuple[str, ...]) -> _Parts:
     match recipe:
         case Forward():
-            return (recipe,), (), ()
+            return _Parts(forwards=(recipe,))
+        case Tuned(of=dual):
+            forwards, inner, _ = _parts(dual, names)
+            if recipe.intermediate:
+                inner = tuple(recipe if part == dual else part for part in inner)
+            return _Parts(forwards, inner, (recipe,))
         case Dual(pre=None):
-            return (), (recipe,), (recipe,)
+            return _Parts((), (recipe,), (recipe,))
         case Dual(pre=pre):
-            forwards, inner, final = _parts(pre)
-            return forwards, _unique(inner + final), (recipe,)
+            forwards, inner, final = _parts(pre, names)
+            return _Parts(forwards, _unique(inner + final), (recipe,))
+        case Layers():
+            chosen = recipe.of(names)
+            if chosen is None:
+                return _Parts()
+            forwards, inner, final = _parts(chosen, names)
+            return _Parts(forwards, _unique(inner + final), final)
         case Meet(parts):
-            split = [_parts(p) for p in parts]
-            return tuple(_unique(sum((s[k] for s in split), ())) for k in range(3))
+            split = [_parts(p, names) for p in parts]
+            return _Parts(*(_unique(sum((s[k] for s in split), ())) for k in range(3)))
+        case Strategy():
+            raise UsageError(
+                f"{recipe!r} asks other recipes about whole properties: it stands alone or in a meet (a & b), not "
+                "within another recipe and not for one layer"
+            )
     raise UsageError(f"{recipe!r} is no recipe: recipes are Forward or Dual domains and their meets")
 
 
-def _unique(items: tuple) -> tuple:
+def _companions(parts: _Parts) -> tuple[Forward, ...]:
+    return _unique(c for dual in (*parts.inner, *parts.final) for c in rules_of(dual).companions)
+
+
+def _unique(items) -> tuple:
     return tuple(dict.fromkeys(items))
 
 
@@ -56,17 +99,19 @@ def _check_cells(graph, order, prologue, domains, base) -> None:
     missing = []
     for domain in domains:
         checked = order + (prologue if domain == base else ())
+        owner = rules_of(domain)
         for i in checked:
             op = graph.nodes[i].op
-            if not isinstance(op, (Input, Param)) and registry.find_rule(type(domain), type(op))[0] is None:
-                missing.append(f"{graph.nodes[i].source} needs a rule of {domain.name} for {op.name}")
+            if not isinstance(op, (Input, Param)) and not registry.treats(type(owner), type(op)):
+                missing.append(f"{graph.nodes[i].source} needs a rule of {owner.name} for {op.name}")
     if missing:
-        chain = "tried: a rule for the op, then for its kind"
+        chain = "tried: a rule for the op, then for its kind, then `from_bounds`"
         raise UnsupportedOp(f"{'; '.join(missing)} ({chain}; see `absdom coverage`)", tuple(missing))
 
 
-def _stages(graph: Graph, order: tuple[int, ...], tighten: bool) -> tuple[ForwardStage | Tighten, ...]:
-    wanted = _tighten_points(graph, order) if tighten else {}
+def _stages(graph: Graph, order: tuple[int, ...], inner: Mapping[int, tuple]) -> tuple[ForwardStage | Tighten, ...]:
+    """`inner`: the duals that bound a node, for nodes that have such."""
+    wanted = {i: readers for i, readers in _tighten_points(graph, order).items() if i in inner} if inner else {}
     stages: list[ForwardStage | Tighten] = []
     pending: list[int] = []
     done: set[int] = set()
@@ -79,7 +124,7 @@ def _stages(graph: Graph, order: tuple[int, ...], tighten: bool) -> tuple[Forwar
             moves = sorted({m for _, _, path in wanted[i] for m in path})
             pending += moves
             stages.append(ForwardStage(tuple(pending)))
-            stages.append(Tighten(sweep_from(graph, i), tuple(wanted[i])))
+            stages.append(Tighten(sweep_from(graph, i), tuple(wanted[i]), inner[i]))
             # The moves again, from the tightened bounds.
             pending = moves
             done.update(moves)

@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 import torch
 
 from absdom import registry
 from absdom.arithmetic import Arithmetic
-from absdom.domain import AffineDual, Constraints, Dual, InputBatch, NodeBounds, Place, SplitConstraint, no_nan
-from absdom.errors import Deadline, GraphError
+from absdom.domain import Forward, NodeBounds, Place, no_nan
+from absdom.errors import Deadline
 from absdom.ir.graph import Graph
-from absdom.ir.op import Affine, At, Input, Param
-from absdom.plan import memory
-from absdom.plan.plan import Schedule, Sweep, Tighten
+from absdom.ir.op import At, Input, Param
+from absdom.plan.context import Context
+from absdom.plan.plan import Schedule, Tighten
+from absdom.plan.sweeps import NEVER, sweep
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 from absdom.types import Clock
-
-NEVER = Clock()
-AFFINE = AffineDual()
-
-
-@dataclass(eq=False)
-class Context:
-    """A schedule made ready for one arithmetic: the prologue's values "1 *n", and each op's place in the graph.
-
-    With frozen weights it is made once and used for every batch of boxes; with live weights, once per step.
-    """
-
-    schedule: Schedule
-    arithmetic: Arithmetic
-    values: dict[int, torch.Tensor]
-    errors: dict[int, torch.Tensor]
-    _at: dict[int, At] = field(default_factory=dict)
-
-    @property
-    def graph(self) -> Graph:
-        return self.schedule.graph
-
-    def at(self, i: int) -> At:
-        if i not in self._at:
-            node = self.graph.nodes[i]
-            types = tuple(self.graph.nodes[j].type for j in node.inputs)
-            varying = tuple(self.graph.varying[j] for j in node.inputs)
-            params = tuple(None if v else self.values[j] for j, v in zip(node.inputs, varying, strict=True))
-            self._at[i] = At(types, node.type, varying, params)
-        return self._at[i]
-
-    def error_of(self, i: int) -> tuple:
-        return tuple(self.errors.get(j) for j in self.graph.nodes[i].inputs)
 
 
 def prepare(schedule: Schedule, arithmetic: Arithmetic, params: Mapping[str, torch.Tensor] | None = None) -> Context:
@@ -63,10 +31,10 @@ def prepare(schedule: Schedule, arithmetic: Arithmetic, params: Mapping[str, tor
             values[i] = params[node.op.label].to(device=arithmetic.device, dtype=arithmetic.dtype)[None]
             boxes[i] = NodeBounds(values[i], values[i])
         elif arithmetic.charged:
-            types = tuple(graph.nodes[j].type for j in node.inputs)
-            at = At(types, node.type, (True,) * len(types), (None,) * len(types))
-            rule, _ = registry.find_rule(type(schedule.forwards[0]), type(node.op))
-            boxes[i] = rule(node.op, at, [boxes[j] for j in node.inputs], (None,) * len(types), arithmetic)
+            types, none = tuple(graph.nodes[j].type for j in node.inputs), (None,) * len(node.inputs)
+            at, inputs = At(types, node.type, (True,) * len(types), none), tuple(boxes[j] for j in node.inputs)
+            place = Place(node.op, at, inputs, None, {}, arithmetic, none, {})
+            boxes[i] = transform(schedule.base, place, list(inputs))
             values[i] = (boxes[i].lower + boxes[i].upper) / 2
             error = torch.maximum(boxes[i].upper - values[i], values[i] - boxes[i].lower)
             errors[i] = error * (1 + 4 * arithmetic.unit) + arithmetic.tiny
@@ -95,13 +63,22 @@ def split_inputs(graph: Graph, flat: torch.Tensor) -> list[tuple[int, torch.Tens
     return [(i, p.reshape(-1, *graph.nodes[i].type.shape)) for i, p in zip(graph.inputs, parts, strict=True)]
 
 
-def propagate(context: Context, batch: InputBatch, clock: Clock = NEVER) -> dict[int, NodeBounds]:
-    """Bounds of every varying node over the boxes of `batch`, each relying only on earlier ones of this run."""
-    schedule, arithmetic = context.schedule, context.arithmetic
+def propagate(
+    context: Context, batch: InputBatch, clock: Clock = NEVER, final: dict[Forward, object] | None = None
+) -> dict[int, NodeBounds]:
+    """Bounds of every varying node over the boxes of `batch`, each relying only on earlier ones of this run.
+
+    `final`, if given, receives the target's state in each forward domain but the interval one.
+    """
+    schedule, graph = context.schedule, context.graph
     bounds: dict[int, NodeBounds] = {}
-    states: dict[tuple[int, int], object] = {}  # (forward domain, node), domains other than the interval
+    states: dict[tuple[Forward, int], object] = {}
+    types = [graph.nodes[i].type for i in graph.inputs]
+    for domain in schedule.reach:
+        lifted = zip(graph.inputs, domain.lift(batch, types, context.arithmetic), strict=True)
+        states.update({(domain, i): state for i, state in lifted})
     relaxations: dict = {}
-    lowers, uppers = dict(split_inputs(context.graph, batch.lower)), dict(split_inputs(context.graph, batch.upper))
+    step = 0
     for stage in schedule.stages:
         if isinstance(stage, Tighten):
             bounds[stage.sweep.start] = tighten(context, stage, batch, bounds, relaxations, clock)
@@ -110,30 +87,29 @@ def propagate(context: Context, batch: InputBatch, clock: Clock = NEVER) -> dict
             if clock.passed():
                 raise Deadline("the deadline passed while bounds were propagated")
             known = bounds.get(i)
-            if isinstance(context.graph.nodes[i].op, Input):
-                bounds[i] = NodeBounds(lowers[i], uppers[i])
-            else:
-                made = _forward(context, i, 0, bounds)
-                bounds[i] = replace(made, lower=no_nan(made.lower, -torch.inf), upper=no_nan(made.upper, torch.inf))
-            for k, domain in enumerate(schedule.forwards[1:], 1):
-                if isinstance(context.graph.nodes[i].op, Input):
-                    states[k, i] = domain.lift(lowers[i], uppers[i], arithmetic)
-                else:
-                    states[k, i] = _forward(
-                        context, i, k, {j: states.get((k, j)) for j in context.graph.nodes[i].inputs}
-                    )
-                found = domain.concretize(states[k, i], arithmetic)
-                bounds[i] = bounds[i].meet(found.lower, found.upper, domain.name)
+            for domain, nodes in schedule.reach.items():
+                if i not in nodes:
+                    continue
+                if not isinstance(graph.nodes[i].op, Input):
+                    inputs = [states.get((domain, j)) for j in graph.nodes[i].inputs]
+                    states[domain, i] = transform(domain, context.place(i, bounds), inputs)
+                found = domain.concretize(states[domain, i], context.arithmetic)
+                bounds[i] = bounds[i].meet(found, domain.name) if domain != schedule.base else found.without_nan()
             if known is not None:
-                bounds[i] = bounds[i].meet(known.lower, known.upper, known.provenance)
+                bounds[i] = bounds[i].meet(known, known.provenance)
+            states[schedule.base, i] = bounds[i]
+            for key in [key for key in states if schedule.last_use.get(key[1]) == step]:
+                del states[key]
+            step += 1
+    if final is not None:
+        final.update({d: s for (d, i), s in states.items() if i == schedule.target and d != schedule.base})
     return bounds
 
 
-def _forward(context: Context, i: int, domain: int, states):
-    graph, node = context.graph, context.graph.nodes[i]
-    rule, _ = registry.find_rule(type(context.schedule.forwards[domain]), type(node.op))
-    inputs = [states[j] if graph.varying[j] else None for j in node.inputs]
-    return rule(node.op, context.at(i), inputs, context.error_of(i), context.arithmetic)
+def transform(domain: Forward, place: Place, states: list):
+    """The state behind an op: by a rule of the domain, or made anew from what is known of the op's output."""
+    rule, _ = registry.find_rule(type(domain), type(place.op))
+    return domain.from_bounds(place.output, place) if rule is None else rule(place, states)
 
 
 def tighten(context, stage: Tighten, batch, bounds, relaxations, clock) -> NodeBounds:
@@ -155,13 +131,13 @@ def tighten(context, stage: Tighten, batch, bounds, relaxations, clock) -> NodeB
     else:
         flat, both, signs = rows_box * numel + rows_position, rows_position.repeat(2), torch.cat([sign, -sign])
     rows = Rows.one_hot(both, signs, context.graph.nodes[start].type.shape, boxes, place)
-    for recipe in context.schedule.inner:
+    for recipe in stage.duals:
         value = sweep(context, stage.sweep, recipe, batch, bounds, rows, relaxations, clock=clock)
         value = value.reshape(boxes, 2, -1).transpose(0, 1).flatten() if rows_box is None else value
         ends = value.reshape(2, -1)
         lower = own.lower.flatten().scatter(0, flat, ends[0]).reshape(own.lower.shape)
         upper = own.upper.flatten().scatter(0, flat, -ends[1]).reshape(own.upper.shape)
-        own = own.meet(lower, upper, recipe.name)
+        own = own.meet(NodeBounds(lower, upper), recipe.name)
     return own
 
 
@@ -195,174 +171,6 @@ def select(context: Context, stage: Tighten, bounds) -> tuple[torch.Tensor, torc
     return box, position
 
 
-def sweep(
-    context: Context,
-    plan: Sweep,
-    recipe: Dual | None,
-    batch: InputBatch,
-    bounds: Mapping[int, NodeBounds],
-    rows: Rows,
-    relaxations: dict | None = None,
-    constraints: Constraints = Constraints(),
-    knobs: Mapping[int, Mapping[str, torch.Tensor]] | None = None,
-    trace: dict | None = None,
-    clock: Clock = NEVER,
-) -> torch.Tensor:
-    """Lower bounds "R" of <row, z> at the plan's start over each row's box, in chunks of bounded size.
-
-    Recipe None: rows pass affine ops only and end at the intervals of the others. `relaxations` caches what depends on
-    bounds only. `trace`, if given, receives the rows at each node.
-    """
-    relaxations = {} if relaxations is None else relaxations
-    for constraint, _ in constraints.items:
-        outside = set(constraint.terms) - set(plan.nodes)
-        if outside and not isinstance(constraint, SplitConstraint):  # its constant would count without its terms
-            raise GraphError(
-                f"a constraint names the nodes {sorted(outside)}, which a sweep from node {plan.start} does not pass: "
-                "start the sweep at the latest node named"
-            )
-    size = memory.chunk_rows(context.graph, plan.nodes, context.arithmetic.dtype.itemsize, context.arithmetic.device)
-    whole = (context, plan, recipe, batch, bounds)
-    if rows.count <= size or constraints.items or trace is not None:
-        return _sweep_chunk(*whole, rows, relaxations, constraints, knobs or {}, trace)
-    parts = []
-    for start in range(0, rows.count, size):
-        if clock.passed():
-            raise Deadline("the deadline passed during a backward sweep")
-        parts.append(_sweep_chunk(*whole, rows.slice(start, start + size), relaxations, constraints, knobs or {}, None))
-    return torch.cat(parts)
-
-
-def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constraints, knobs, trace):
-    graph, arithmetic = context.graph, context.arithmetic
-    pending: dict[int, Rows] = {plan.start: rows}
-    terms: list[torch.Tensor] = []
-    at_inputs: dict[int, Rows] = {}
-    for i in plan.nodes:
-        nu = pending.pop(i, None)
-        if i in constraints.nodes:
-            nu = _inject(context, i, nu, rows, constraints, bounds, terms)
-        if nu is None:
-            continue
-        if trace is not None:
-            trace[i] = nu
-        if isinstance(graph.nodes[i].op, Input):
-            at_inputs[i] = nu
-            continue
-        place = _place(context, i, bounds, knobs.get(i, {}))
-        if recipe is None and not isinstance(place.op, Affine):
-            terms.append(_concretize(nu, bounds[i], arithmetic))
-            continue
-        dual = AFFINE if recipe is None else registry.find_rule(type(recipe), type(place.op))[0]
-        key = (recipe, i)
-        if key not in relaxations:
-            relaxations[key] = dual.relax(place, recipe)
-        parts, term = dual.pull(nu, place, relaxations[key])
-        if term is not None:
-            terms.append(term)
-        for position, part in zip(graph.varying_inputs(i), parts, strict=True):
-            if part is None:
-                continue
-            j = graph.nodes[i].inputs[position]
-            if j in pending:
-                part = pending[j] + part
-                if arithmetic.charged:  # each addition of rows rounds
-                    terms.append(-part.abs_dot(bounds[j].magnitude()) * arithmetic.gamma(1))
-            pending[j] = part
-    for constraint, multiplier in constraints.items:
-        constant = constraint.constant(rows, multiplier)
-        if constant is not None:
-            terms.append(constant)
-            if arithmetic.charged:
-                terms.append(-constraint.constant_size(rows, multiplier) * arithmetic.gamma(constraint.count + 4))
-    terms.append(_support(graph, batch, at_inputs, rows, arithmetic))
-    total = sum(terms[1:], terms[0])
-    if arithmetic.charged:
-        total = total - sum(t.abs() for t in terms) * arithmetic.gamma(len(terms)) - arithmetic.tiny
-    return total
-
-
-def _concretize(nu: Rows, bounds: NodeBounds, arithmetic: Arithmetic) -> torch.Tensor:
-    """A lower bound of <nu, z> over the node's own interval."""
-    value = nu.dot_signed(bounds.lower, bounds.upper)
-    if arithmetic.charged:
-        value = value - nu.abs_dot(bounds.magnitude()) * arithmetic.gamma(bounds.lower[0].numel())
-    return value
-
-
-def _place(context: Context, i: int, bounds, knobs) -> Place:
-    graph = context.graph
-    inputs = tuple(bounds[j] if graph.varying[j] else None for j in graph.nodes[i].inputs)
-    return Place(graph.nodes[i].op, context.at(i), inputs, bounds[i], knobs, context.arithmetic, context.error_of(i))
-
-
-def _inject(context, i, nu, rows, constraints, bounds, terms):
-    """Add multiplier x coefficients of the constraints on node i, now that all its consumers are summed."""
-    if nu is None:
-        shape = context.graph.nodes[i].type.shape
-        zero = torch.zeros((rows.count, *shape), dtype=context.arithmetic.dtype, device=context.arithmetic.device)
-        nu = replace(rows, shape=tuple(shape), dense_data=zero, position=None, sign=None)
-    for constraint, multiplier in constraints.items:
-        if i in constraint.terms:
-            before = nu
-            nu = constraint.inject(i, nu, multiplier)
-            if context.arithmetic.charged:
-                # The products that are summed, not their sum: constraints may cancel.
-                added = constraint.inject_size(i, before._with(before.dense().abs()), multiplier)
-                weight = added.abs_dot(bounds[i].magnitude())
-                terms.append(-weight * context.arithmetic.gamma(constraint.count + 4))
-    return nu
-
-
-def input_slopes(graph: Graph, at_inputs: Mapping[int, Rows], rows: Rows) -> torch.Tensor:
-    """The rows at the network inputs, flat and side by side, "R n"; zero where none arrived."""
-    parts = [
-        at_inputs[i].dense().reshape(rows.count, -1)
-        if i in at_inputs
-        else rows.dense().new_zeros((rows.count, graph.nodes[i].type.numel))
-        for i in graph.inputs
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _support(graph: Graph, batch: InputBatch, at_inputs, rows: Rows, arithmetic) -> torch.Tensor:
-    flat = input_slopes(graph, at_inputs, rows)
-    nu = replace(rows, shape=(flat.shape[1],), dense_data=flat, position=None, sign=None)
-    return batch.support(nu, arithmetic)
-
-
-def sensitivity(context: Context, bounds, rows: Rows, relaxations: Mapping) -> torch.Tensor:
-    """How strongly each row can depend on each input, "R n": |W|^T through affine ops, the steeper line elsewhere.
-
-    A heuristic for branching (the smear of Wang et al. 2018, ReluVal), taken from the final sweep's relaxations.
-    """
-    graph, plan = context.graph, context.schedule.final
-    recipe = context.schedule.duals[0]
-    pending: dict[int, Rows] = {plan.start: rows._with(rows.dense().abs())}
-    for i in plan.nodes:
-        nu = pending.get(i)
-        if nu is None or isinstance(graph.nodes[i].op, Input):
-            continue
-        place = _place(context, i, bounds, {})
-        if isinstance(place.op, Affine):
-            at = place.at._replace(params=tuple(None if p is None else p.abs() for p in place.at.params))
-            place = place._replace(at=at, output=replace(place.output, noise=None))
-            parts = tuple(nu._with(nu.pull(place.op, at, k).dense().abs()) for k, v in enumerate(at.varying) if v)
-        else:
-            dual, _ = registry.find_rule(type(recipe), type(place.op))
-            up, _ = dual.pull(nu, place, relaxations[recipe, i])
-            down, _ = dual.pull(nu._with(-nu.dense()), place, relaxations[recipe, i])
-            parts = tuple(
-                None if a is None else a._with(torch.maximum(a.dense().abs(), b.dense().abs()))
-                for a, b in zip(up, down)
-            )
-        for position, part in zip(graph.varying_inputs(i), parts, strict=True):
-            if part is not None:
-                j = graph.nodes[i].inputs[position]
-                pending[j] = pending[j] + part if j in pending else part
-    return input_slopes(graph, pending, rows)
-
-
 def node_bounds(context: Context, batch: InputBatch) -> NodeBounds:
     """Bounds of every element of the schedule's target: the forward bounds met with a sweep of +-e_i for all i."""
     bounds = propagate(context, batch)
@@ -377,7 +185,8 @@ def node_bounds(context: Context, batch: InputBatch) -> NodeBounds:
                   Rows.one_hot(position, s * sign, own.lower.shape[1:], boxes, box))
             for s in (1, -1)
         ]  # fmt: skip
-        own = own.meet(ends[0].reshape(own.lower.shape), -ends[1].reshape(own.lower.shape), recipe.name)
+        found = NodeBounds(ends[0].reshape(own.lower.shape), -ends[1].reshape(own.lower.shape))
+        own = own.meet(found, recipe.name)
     return own
 
 
@@ -389,9 +198,11 @@ def row_bounds(
     d: torch.Tensor,
     relaxations=None,
     clock: Clock = NEVER,
+    states: Mapping[Forward, object] | None = None,
     **more,
 ) -> torch.Tensor:
-    """Lower bounds "R" of c.v + d at the target: the best of the intervals and of each final dual.
+    """Lower bounds "R" of c.v + d at the target: the best of the intervals, of the forward domains' `states` at the
+    target, and of each final dual.
 
     The intervals are those in front of the last affine ops, which are merged into the rows (Gowal et al. 2018).
 
@@ -400,6 +211,9 @@ def row_bounds(
     schedule, arithmetic = context.schedule, context.arithmetic
     target = bounds[schedule.target]
     best = no_nan(sweep(context, schedule.final, None, batch, bounds, rows, relaxations, clock=clock), -torch.inf)
+    for domain, state in (states or {}).items():
+        found = domain.bound_rows(state, rows, arithmetic)
+        best = best if found is None else torch.maximum(best, no_nan(found, -torch.inf))
     for recipe in schedule.duals:
         found = sweep(context, schedule.final, recipe, batch, bounds, rows, relaxations, clock=clock, **more)
         best = found if more.get("trace") is not None else torch.maximum(best, no_nan(found, -torch.inf))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from absdom.domain import AffineDual, LayerDual
+from absdom.domain import AffineDual, KnobStart, LayerDual
 from absdom.domains.interval import with_parameters
 from absdom.domains.linear.recipe import Linear
 from absdom.ir.op import Affine, Block, Elementwise, Lines, Multivariate, PlaneMap
@@ -24,8 +24,17 @@ class ElementwiseLines(NamedTuple):
     shifted: bool  # whether the line that op.lines puts through zero was replaced by another
 
 
+def starts(initial: dict, recipe: Linear) -> dict[str, KnobStart]:
+    """Free parameters start at the adaptive choice; recipes that fix the slopes have none."""
+    return {name: KnobStart(value) for name, value in initial.items()} if recipe.slope == "adaptive" else {}
+
+
 class ElementwiseDual(LayerDual):
     """nu_in = nu+ * lower slope + nu- * upper slope; the biases go to the constant."""
+
+    def knobs(self, place, recipe):
+        bounds = place.inputs[0]
+        return starts(place.op.initial(bounds.lower, bounds.upper), recipe)
 
     def relax(self, place, recipe):
         bounds = place.inputs[0]
@@ -71,6 +80,10 @@ def choose_planes(op: Multivariate, lowers, uppers, knobs) -> tuple[PlaneMap, Pl
 
 class MultivariateDual(LayerDual):
     """nu+ goes back through the lower plane, nu- through the upper one."""
+
+    def knobs(self, place, recipe):
+        bounds = with_parameters(place.inputs, place.at, place.errors)
+        return starts(place.op.initial([b.lower for b in bounds], [b.upper for b in bounds]), recipe)
 
     def relax(self, place, recipe):
         bounds = with_parameters(place.inputs, place.at, place.errors)

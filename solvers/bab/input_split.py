@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from absdom.arithmetic import PROOF
-from absdom.domain import InputBatch, Recipe
+from absdom.domain import Recipe
 from absdom.errors import Deadline
-from absdom.plan import memory, run
+from absdom.plan import memory, run, sweeps
 from absdom.plan.plan import Tighten
 from absdom.problem import Problem
 from absdom.property import InputSet
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 from absdom.solvers.bab.leaves import ClauseTable, per_slot
 from absdom.types import Clock
 from absdom.verdict import Witness
@@ -157,8 +158,8 @@ class InputSplit:
             seen, relaxations = {}, {}
             d = arithmetic.tensor(self.spec.d[row])
             value = run.row_bounds(context, batch, bounds, rows, d, relaxations, self.clock, trace=seen)
-            steep = run.sensitivity(context, bounds, rows, relaxations).cpu().numpy()
-            slopes = run.input_slopes(context.graph, seen, rows).cpu().numpy()
+            steep = sweeps.sensitivity(context, bounds, rows, relaxations).cpu().numpy()
+            slopes = sweeps.input_slopes(context.graph, seen, rows).cpu().numpy()
         points = np.where(slopes > 0, leaves.lower[leaf], leaves.upper[leaf])
         return value.cpu().numpy(), slopes, steep, points
 

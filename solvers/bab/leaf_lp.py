@@ -13,10 +13,11 @@ import torch
 from scipy.optimize import linprog
 
 from absdom.arithmetic import Arithmetic
-from absdom.domain import Constraints, InputBatch
-from absdom.plan import run
+from absdom.domain import Constraints
+from absdom.plan import run, sweeps
 from absdom.plan.planner import sweep_from
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 
 LARGEST = 4000  # split neurons
 
@@ -67,8 +68,8 @@ class _Program:
         if rows.count == 0:
             return np.zeros((0, len(self.low))), np.zeros(0)
         seen: dict = {}
-        value = run.sweep(self.context, plan, self.search.recipe, self.batch, self.bounds, rows, {}, trace=seen)
-        g = run.input_slopes(self.search.graph, seen, rows)
+        value = sweeps.sweep(self.context, plan, self.search.recipe, self.batch, self.bounds, rows, {}, trace=seen)
+        g = sweeps.input_slopes(self.search.graph, seen, rows)
         return g.cpu().numpy(), (value - torch.minimum(g * self.batch.lower, g * self.batch.upper).sum(1)).cpu().numpy()
 
     def solve(self):

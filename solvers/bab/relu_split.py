@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from absdom.arithmetic import PROOF, SEARCH
-from absdom.domain import Constraints, InputBatch, NodeBounds, Recipe, SplitConstraint
+from absdom.domain import Constraints, KnobStart, NodeBounds, Recipe, SplitConstraint
 from absdom.errors import Deadline
 from absdom.ir.op import Elementwise
-from absdom.plan import memory, run
+from absdom.plan import memory, run, sweeps
 from absdom.problem import Problem
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 from absdom.solvers.ascent import ascend
 from absdom.solvers.bab.leaf_lp import close_leaf
 from absdom.types import Clock
@@ -221,10 +222,11 @@ class ReluSplit:
             return self._sweep(self.search, leaves, knobs["slope"], knobs["beta"], bounds)
 
         if self.neurons:
-            limits = {"slope": (0.0, 1.0), "beta": (0.0, torch.inf)}
-            rates = {"slope": SLOPE_RATE, "beta": SPLIT_RATE * self._size(leaves)}
-            start = {"slope": leaves.slope.float(), "beta": leaves.beta.float()}
-            leaves.value, knobs = ascend(value, start, limits, rates, steps, self.clock)
+            starts = {
+                "slope": KnobStart(leaves.slope.float(), rate=SLOPE_RATE),
+                "beta": KnobStart(leaves.beta.float(), high=torch.inf, rate=SPLIT_RATE * self._size(leaves)),
+            }
+            leaves.value, knobs = ascend(value, starts, steps, self.clock)
             leaves.slope, leaves.beta = knobs["slope"].half(), knobs["beta"].half()
         with torch.no_grad():
             trace: dict = {}
@@ -276,7 +278,7 @@ class ReluSplit:
     def _try_points(self, leaves: Leaves, trace) -> None:
         """Evaluate where each leaf's plane is lowest; hand counterexamples to the judge."""
         batch = self.batch[self.search]
-        slopes = run.input_slopes(self.graph, trace, trace[self.search.schedule.target])
+        slopes = sweeps.input_slopes(self.graph, trace, trace[self.search.schedule.target])
         row, leaf = self.rows(leaves)
         points = torch.where(slopes > 0, batch.lower, batch.upper)
         y = run.evaluate(self.search, points).double().cpu().numpy()

@@ -77,12 +77,12 @@ def main() -> None:
 def measure(onnx: Path, vnnlib: Path, method: str) -> tuple[np.ndarray, float]:
     task = api.read_task(onnx, vnnlib)
     problem, _ = api.make_problem(task)
-    context = problem.engine.context(parse_recipe(METHODS[method]), SEARCH)
+    recipe = parse_recipe(METHODS[method])
     every = np.arange(task.property.spec.rows)
     times = []
     while len(times) < 4 and (not times or sum(times) < 5):  # a warm-up, then the median
         started = time.perf_counter()
-        value = bound_rows(context, task.property, every)
+        value = bound_rows(problem.engine, recipe, SEARCH, task.property, every)
         times.append(time.perf_counter() - started)
     return value, statistics.median(times[1:] or times)
 

@@ -12,14 +12,15 @@ from op_cases import KINDS, TAME, OpCase
 
 from absdom import testing
 from absdom.arithmetic import PROOF
-from absdom.domain import InputBatch, NodeBounds, no_nan
+from absdom.domain import NodeBounds, no_nan
 from absdom.domains.interval import with_parameters
 from absdom.ir.op import Elementwise
 from absdom.passes import lower as lower_graph
-from absdom.plan import run
+from absdom.plan import run, sweeps
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 
 ORDINARY = ("normal", "point", "symmetric")  # boxes on which float32 has to be near
 
@@ -167,7 +168,7 @@ def check_knobs(case: testing.Case, seed: int) -> None:
     ends = []
     for way in (1, -1):
         rows = Rows.one_hot(position, way * sign, shape, boxes)
-        found = run.sweep(context, plan, context.schedule.duals[0], batch, bounds, rows, {}, knobs=knobs)
+        found = sweeps.sweep(context, plan, context.schedule.duals[0], batch, bounds, rows, {}, knobs=knobs)
         ends.append(way * found.reshape(boxes, 1, numel))
     found = NodeBounds(ends[0], ends[1])
     demand(case, "crown with random knobs", "the lower bound is passed", ends[0] > high, points, low, high, found)
@@ -194,7 +195,7 @@ def check_layouts(case: testing.Case, seed: int) -> None:
         (ragged, order.argsort()),
         (Rows.dense_rows(ragged.dense(), boxes, box[order]), order.argsort()),
     ):
-        value = run.sweep(context, context.schedule.final, context.schedule.duals[0], batch, bounds, rows, {})
+        value = sweeps.sweep(context, context.schedule.final, context.schedule.duals[0], batch, bounds, rows, {})
         found.append(no_nan(value, -inf)[places])
     slack = 1e-9 * scale_per_box(case).repeat_interleave(numel)
     for other, name in zip(found[1:], ("dense", "ragged one-hot", "ragged dense"), strict=True):

@@ -7,12 +7,12 @@ import torch
 from random_graphs import random_boxes, random_graph
 
 from absdom.arithmetic import PROOF, Arithmetic
-from absdom.domain import InputBatch
 from absdom.passes import lower
-from absdom.plan import memory, run
+from absdom.plan import memory, run, sweeps
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 
 FLOAT64 = Arithmetic(torch.float64)
 SEEDS = (0, 1, 2, 6, 7, 11, 15, 20)
@@ -40,7 +40,7 @@ def starts(context):
 def swept(context, batch, bounds, start, rows):
     from absdom.plan.planner import sweep_from
 
-    return run.sweep(context, sweep_from(context.graph, start), context.schedule.duals[0], batch, bounds, rows)
+    return sweeps.sweep(context, sweep_from(context.graph, start), context.schedule.duals[0], batch, bounds, rows)
 
 
 @pytest.mark.parametrize("arithmetic", [FLOAT64, PROOF], ids=["float64", "charged"])

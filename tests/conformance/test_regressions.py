@@ -16,12 +16,12 @@ from small_networks import GRAPHS, Net
 
 from absdom import ops, testing
 from absdom.arithmetic import PROOF
-from absdom.domain import InputBatch
 from absdom.passes import lower as lower_graph
 from absdom.plan import run
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
 from absdom.property import InputSet
+from absdom.sets import InputBatch
 
 
 def box_of(graph, seed: int, radius: float) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,6 @@ from absdom.frontends.vnnlib import read_vnnlib
 from absdom.ir.graph import Builder
 from absdom.passes import lower as lower_graph
 from absdom.pipeline import Confirm
-from absdom.plan import run
 from absdom.problem import Problem, bound_rows
 from absdom.property import InputSet, make_property
 from absdom.solvers.bab import leaf_lp
@@ -267,12 +266,12 @@ def test_a_context_keeps_nothing_of_an_earlier_box():
     """Relaxations of the whole box used on a part of it, or of the part on the whole."""
     graph, _ = relu_net((3, 6, 6, 2), 5)
     problem = Problem.of(graph, below(0.0, 2, -np.ones(3), np.ones(3)))
-    context = problem.engine.context(registry.recipes()["crown"](), testing.PROOF)
+    crown, fresh = registry.recipes()["crown"](), Problem.of(graph, problem.property)
     whole = below(0.0, 2, -np.ones(3), np.ones(3))
     part = below(0.0, 2, np.zeros(3), np.ones(3))
-    first = [bound_rows(context, p, np.arange(1))[0] for p in (whole, part, whole, part)]
-    fresh = run.prepare(context.schedule, testing.PROOF)
-    assert first == [first[0], first[1]] * 2 and bound_rows(fresh, part, np.arange(1))[0] == first[1]
+    first = [bound_rows(problem.engine, crown, testing.PROOF, p, np.arange(1))[0] for p in (whole, part, whole, part)]
+    again = bound_rows(fresh.engine, crown, testing.PROOF, part, np.arange(1))[0]
+    assert first == [first[0], first[1]] * 2 and again == first[1]
     assert first[1] > first[0]
 
 

@@ -12,7 +12,6 @@ from scipy.optimize import linprog, minimize
 
 from absdom import ops, testing
 from absdom.arithmetic import PROOF, Arithmetic
-from absdom.domain import InputBatch
 from absdom.ir.graph import Builder
 from absdom.passes import lower
 from absdom.plan import run
@@ -20,6 +19,7 @@ from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
 from absdom.property import InputSet
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 from absdom.types import TensorType
 
 FLOAT64 = Arithmetic(torch.float64)

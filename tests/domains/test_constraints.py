@@ -8,15 +8,16 @@ import torch
 
 from absdom import ops, testing
 from absdom.arithmetic import PROOF, Arithmetic
-from absdom.domain import Constraints, InputBatch, LinearConstraint, SplitConstraint
+from absdom.domain import Constraints, LinearConstraint, SplitConstraint
 from absdom.errors import GraphError
 from absdom.ir.graph import Builder
 from absdom.ir.op import Input
 from absdom.passes import lower
-from absdom.plan import run
+from absdom.plan import run, sweeps
 from absdom.plan.planner import make_schedule, sweep_from
 from absdom.plan.recipes import parse_recipe
 from absdom.rows import Rows
+from absdom.sets import InputBatch
 from absdom.types import TensorType
 
 FLOAT64 = Arithmetic(torch.float64)
@@ -69,7 +70,7 @@ def setting(arithmetic, method="crown"):
 def check(context, batch, bounds, rows, constraints, allowed, real, arithmetic):
     """No allowed point (mask "B K"; `real` encloses the outputs) lies below the bound of its rows."""
     plan = sweep_from(context.graph, context.schedule.target)
-    bound = run.sweep(context, plan, context.schedule.duals[0], batch, bounds, rows, constraints=constraints)
+    bound = sweeps.sweep(context, plan, context.schedule.duals[0], batch, bounds, rows, constraints=constraints)
     box = rows.per_row(torch.arange(BOXES))
     for r in range(rows.count):
         b = int(box[r])
@@ -163,17 +164,17 @@ def test_constraints_that_cancel_are_charged_for_what_they_sum():
     near = LinearConstraint({x: coefficient}, torch.tensor([10.0, -10.0], dtype=torch.float64))
     holds = torch.stack([((points[b].sum(1) <= -10) & (points[b].sum(1) >= -10)) for b in range(BOXES)])
     assert not holds.any()  # an empty set: any bound is true
-    assert run.sweep(
+    assert sweeps.sweep(
         context, sweep_from(graph, context.schedule.target), context.schedule.duals[0], batch, bounds, rows,
         constraints=Constraints.of((near, multiplier)),
     ).shape == bound.shape  # fmt: skip
-    plain = run.sweep(
+    plain = sweeps.sweep(
         context, sweep_from(graph, context.schedule.target), context.schedule.duals[0], batch, bounds, rows
     )
     # The rounding of multipliers this large is worth more than 1, and is paid.
     cancel = LinearConstraint({x: coefficient}, torch.zeros(2, dtype=torch.float64))
     equal = torch.full((6, 2), 1e17, dtype=torch.float64)
-    paid = run.sweep(
+    paid = sweeps.sweep(
         context, sweep_from(graph, context.schedule.target), context.schedule.duals[0], batch, bounds, rows,
         constraints=Constraints.of((cancel, equal)),
     )  # fmt: skip
@@ -186,7 +187,7 @@ def test_a_constraint_on_a_node_that_the_sweep_does_not_pass_is_an_error():
     constraint = LinearConstraint({out: torch.ones(1, 1, 2, dtype=torch.float64)}, torch.ones(1, dtype=torch.float64))
     rows = Rows.dense_rows(torch.ones(2, 1, 4, dtype=torch.float64), BOXES)
     with pytest.raises(GraphError, match="start the sweep at the latest node"):
-        run.sweep(
+        sweeps.sweep(
             context, sweep_from(graph, graph.find("second")), context.schedule.duals[0], batch, bounds, rows,
             constraints=Constraints.of((constraint, torch.ones(2, 1, dtype=torch.float64))),
         )  # fmt: skip

@@ -85,10 +85,10 @@ def test_no_clause_of_a_cancelling_network_is_refuted_by_proofs():
         )  # counterexample: y <= 0, which there is
         problem = Problem.of(graph, prop)
         for method in ("interval", "crown", "cap"):
-            found = bound_rows(problem.engine.context(parse_recipe(method), PROOF), prop, np.arange(1))
+            found = bound_rows(problem.engine, parse_recipe(method), PROOF, prop, np.arange(1))
             assert not prop.spec.refuted(found).any()
             strict_closed += prop.spec.refuted(
-                bound_rows(problem.engine.context(parse_recipe(method), FLOAT64), prop, np.arange(1))
+                bound_rows(problem.engine, parse_recipe(method), FLOAT64, prop, np.arange(1))
             ).any()
     assert strict_closed, "uncharged bounds refute none of these: the test shows nothing"
 
@@ -120,8 +120,8 @@ def test_the_prologue_of_batch_norm_is_charged(variance):
 
 
 def test_whole_bounds_are_exact_and_others_are_read_outward():
-    from absdom.domain import InputBatch
     from absdom.property import InputSet
+    from absdom.sets import InputBatch
 
     numbers = np.array([0.0, 1.0, -3.0, 0.1, 2.0**60])
     batch = InputBatch.of(InputSet.box(numbers, numbers), PROOF)

@@ -14,6 +14,7 @@ from absdom import ops, testing
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic
 from absdom.ir.graph import Builder
 from absdom.passes import lower
+from absdom.plan import sweeps
 from absdom.plan.recipes import parse_recipe
 from absdom.problem import Problem, bound_rows
 from absdom.property import make_property
@@ -46,8 +47,8 @@ def test_bounds_of_rows_hold_in_exact_arithmetic(seed, on_inputs):
     prop = awkward(seed, n, 2, on_inputs)
     problem = Problem.of(graph, prop)
     every = np.arange(prop.spec.rows)
-    proved = {m: bound_rows(problem.engine.context(parse_recipe(m), PROOF), prop, every) for m in METHODS}
-    searched = {m: bound_rows(problem.engine.context(parse_recipe(m), SEARCH), prop, every) for m in METHODS}
+    proved = {m: bound_rows(problem.engine, parse_recipe(m), PROOF, prop, every) for m in METHODS}
+    searched = {m: bound_rows(problem.engine, parse_recipe(m), SEARCH, prop, every) for m in METHODS}
     random = np.random.default_rng(seed)
     C, row_box = prop.spec.C.toarray(), prop.spec.row_box()
     for b in range(4):
@@ -70,7 +71,7 @@ def test_bounds_of_rows_hold_in_exact_arithmetic(seed, on_inputs):
                     assert searched[m][r] <= float(real) + 1e-4 * (1 + abs(float(real))) * 10, (m, b, r)
     # Rows asked for in parts and in another order get the same bounds; the others stay unknown.
     some = random.permutation(prop.spec.rows)[: prop.spec.rows // 2 + 1]
-    part = bound_rows(problem.engine.context(parse_recipe("crown"), PROOF), prop, some)
+    part = bound_rows(problem.engine, parse_recipe("crown"), PROOF, prop, some)
     np.testing.assert_allclose(part[some], proved["crown"][some], rtol=1e-9, atol=1e-9)
     assert np.isnan(np.delete(part, some)).all()
 
@@ -87,7 +88,7 @@ def test_strict_rows_are_refuted_at_zero_and_others_are_not():
     graph = builder.finish([builder.add(ops.Relu(), x)])
     row = np.array([1.0])
     prop = make_property([[-2.0]], [[-1.0]], [(0, [(row, 0.0, True)]), (0, [(row, 0.0, False)])])
-    found = bound_rows(Problem.of(graph, prop).engine.context(parse_recipe("interval"), FLOAT64), prop, np.arange(2))
+    found = bound_rows(Problem.of(graph, prop).engine, parse_recipe("interval"), FLOAT64, prop, np.arange(2))
     assert found.tolist() == [0.0, 0.0]
     assert prop.spec.refuted(found).tolist() == [True, False]  # y < 0 cannot be; y <= 0 is
     assert prop.satisfied(np.array([-1.5]), np.array([0.0]), 0) == (1,)
@@ -124,10 +125,10 @@ def test_interval_is_linear_with_flat_lines_over_interval_bounds(activation):
 
 def flat_sweep(case):
     """The sweep of the flat recipe alone, without the meet with the forward interval."""
-    from absdom.domain import InputBatch
     from absdom.plan import run
     from absdom.plan.planner import make_schedule
     from absdom.rows import Rows
+    from absdom.sets import InputBatch
 
     context = run.prepare(make_schedule(case.graph, parse_recipe("linear(slope=flat, pre=interval)")), FLOAT64)
     batch = InputBatch(case.lower, case.upper, None, None, float("inf"))
@@ -135,7 +136,7 @@ def flat_sweep(case):
     shape = context.graph.nodes[context.schedule.target].type.shape
     data = torch.eye(shape[1], dtype=torch.float64).reshape(shape[1], *shape).repeat(len(case.lower), *[1] * len(shape))
     rows = Rows.dense_rows(data, len(case.lower))
-    found = run.sweep(context, context.schedule.final, context.schedule.duals[0], batch, bounds, rows)
+    found = sweeps.sweep(context, context.schedule.final, context.schedule.duals[0], batch, bounds, rows)
     return found.reshape(len(case.lower), *shape)
 
 

@@ -7,8 +7,8 @@ from torch_nets import assert_agrees, ready
 
 import absdom
 from absdom.arithmetic import Arithmetic
-from absdom.domain import InputBatch
 from absdom.errors import ModelError, UnsupportedOp, UsageError
+from absdom.sets import InputBatch
 
 DOUBLE = Arithmetic(torch.float64)
 

@@ -7,11 +7,11 @@ from torch import nn
 import absdom
 from absdom import api
 from absdom.arithmetic import Arithmetic
-from absdom.domain import InputBatch
 from absdom.passes import lower
 from absdom.plan import run
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
+from absdom.sets import InputBatch
 
 DOUBLE = Arithmetic(torch.float64)
 

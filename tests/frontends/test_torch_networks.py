@@ -10,8 +10,8 @@ from torch_nets import NETWORKS, assert_agrees, differences, network, ready
 
 import absdom
 from absdom.arithmetic import PROOF, Arithmetic
-from absdom.domain import InputBatch
 from absdom.errors import UsageError
+from absdom.sets import InputBatch
 
 DOUBLE = Arithmetic(torch.float64)
 

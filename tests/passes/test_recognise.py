@@ -7,12 +7,12 @@ import torch
 
 from absdom import ops, testing
 from absdom.arithmetic import PROOF
-from absdom.domain import InputBatch
 from absdom.ir.graph import Builder
 from absdom.passes import lower
 from absdom.plan import run
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
+from absdom.sets import InputBatch
 from absdom.types import TensorType
 
 ROOT = 1.4142135381698608  # sqrt(2) as a float32

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from absdom import ops
-from absdom.domain import InputBatch
 from absdom.ir.graph import Builder
 from absdom.passes import lower
+from absdom.sets import InputBatch
 from absdom.solvers.cells import cells, stepped_inputs
 from absdom.types import TensorType
 
