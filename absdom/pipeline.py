@@ -9,12 +9,13 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import isinf
 
 import numpy as np
 
 from absdom import registry
 from absdom.arithmetic import PROOF
-from absdom.domain import Recipe
+from absdom.domain import Recipe, total_failure
 from absdom.problem import Problem, bound_rows, recipe_stage, undefined_places, within_budget
 from absdom.property import InputSet
 from absdom.types import Clock
@@ -123,9 +124,9 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
         return
     # Where the sweeps for intermediate bounds would take too much of the time, the linear domain over intervals is
     # asked first, and perhaps closes what those need not.
-    cheaper, recipe, _ = within_budget(problem, "linear", recipes["crown"](), SHARE * clock.limit)
-    if cheaper == "crown-ibp":
-        yield bounding(cheaper, recipe)
+    choice = within_budget(problem, "linear", recipes["crown"](), SHARE * clock.limit)
+    if choice.method == "crown-ibp":
+        yield bounding(choice.method, choice.recipe)
     yield bounding("linear", recipes["crown"]())
     if options.attack:
         yield attacking("attack-long", "long")
@@ -139,6 +140,11 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
     yield "branch-and-bound", searching
 
 
+def guarantee(doubt: float) -> str:
+    """What a verdict claims; `doubt`: a bound on the probability that a random bound it rests on is wrong."""
+    return GUARANTEE if doubt == 0 else f"{GUARANTEE}, wrong with probability at most {doubt:.3g}"
+
+
 def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log) -> Result:
     reason = ""
     if witness is not None:
@@ -149,6 +155,8 @@ def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log)
         verdict, reason = "timeout", f"{len(problem.open)} of {len(problem.closed)} clauses open at the deadline"
     else:
         verdict, reason = "unknown", f"the method left {len(problem.open)} of {len(problem.closed)} clauses open"
+        if options.recipe is not None and isinf(total_failure(options.recipe)):
+            reason += f"; {options.method} gives estimates, which close nothing"
         if places := undefined_places(problem):
             reason += f"; {places[0]}"
     if problem.solved:
@@ -166,7 +174,7 @@ def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log)
         )
     return Result(
         verdict=verdict,
-        guarantee=GUARANTEE,
+        guarantee=guarantee(problem.engine.doubt if verdict == "unsat" else 0.0),
         seconds=clock.elapsed(),
         method=options.method,
         stages=tuple(log.stages),

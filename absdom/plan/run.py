@@ -81,7 +81,8 @@ def propagate(
     step = 0
     for stage in schedule.stages:
         if isinstance(stage, Tighten):
-            bounds[stage.sweep.start] = tighten(context, stage, batch, bounds, relaxations, clock)
+            start = stage.sweep.start
+            states[schedule.base, start] = bounds[start] = tighten(context, stage, batch, bounds, relaxations, clock)
             continue
         for i in stage.nodes:
             if clock.passed():
