@@ -15,16 +15,19 @@ __version__ = "0.1.0"
 
 _HOME = {
     "absdom.api": ("batch_statistics", "bound", "compile", "info", "load", "verify"),
+    "absdom.certification": ("certify",),
     "absdom.errors": ("AbsdomError", "GraphError", "ModelError", "PropertyError", "UnsupportedOp", "UsageError"),
     "absdom.ir.graph": ("Graph",),
-    "absdom.property": ("InputSet", "Property", "Spec", "make_property"),
+    "absdom.input_set": ("InputSet",),
+    "absdom.property": ("Property", "Spec", "make_property"),
+    "absdom.radii": ("distance",),
     "absdom.verdict": ("Result", "Witness"),
 }
 _LAZY = {name: module for module, names in _HOME.items() for name in names}
 # The property language comes from a front end, found through the registry.
 _LANGUAGE = (
-    "all_of", "any_of", "argmax", "argmin", "ball", "box", "forall", "implies", "inputs", "maximum", "minimum",
-    "network", "outputs", "robust",
+    "all_of", "any_of", "argmax", "argmin", "ball", "box", "ellipsoid", "forall", "implies", "inputs", "maximum",
+    "minimum", "network", "outputs", "polytope", "robust",
 )  # fmt: skip
 _LAZY |= dict.fromkeys(_LANGUAGE, "absdom.registry")
 

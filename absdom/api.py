@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from absdom.plan import run
 from absdom.plan.context import Context
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
-from absdom.problem import Problem, attach_vector, bound_rows, undefined_places, within_budget
+from absdom.problem import Problem, attach_vector, bound_rows, most_precise, undefined_places, within_budget
 from absdom.property import InputSet, Property
 from absdom.sets import InputBatch
 from absdom.types import Clock
@@ -144,7 +144,7 @@ class GraphJudge:
             return run.evaluate(self._context, torch.from_numpy(x.reshape(1, -1))).numpy().ravel()
 
 
-def _file(model) -> str | Path | None:
+def model_file(model) -> str | Path | None:
     """The file of a model given by its path or as a `network` of the property language."""
     if isinstance(getattr(model, "graph", None), Graph):
         return getattr(model, "path", None)
@@ -163,7 +163,7 @@ def read_task(model, prop, network: str | None = None, example=None) -> Task:
     if network is not None and interface is not None and interface.network != network:
         raise UsageError(f"the query declares the network {interface.network!r}, a model was given for {network!r}")
     exposed = {} if interface is None or not interface.hidden else {"hidden": interface.hidden}
-    graph, path = load(model, example, **exposed), _file(model)
+    graph, path = load(model, example, **exposed), model_file(model)
     judge = None
     if path is not None:
         files = {"model": str(path), "model_sha256": sha256(path), **files}
@@ -247,10 +247,14 @@ class BoundReport:
     seconds: float  # of one bounding call, loading and preparing apart
     peak_mb: float
     method: str
+    predicted: dict[str, float] = field(default_factory=dict)  # seconds of the methods that were considered
 
     def to_json(self) -> dict:
         rows = [{"clause": c, "row": r, "lower": v} for c, r, v in self.rows]
-        return {"rows": rows, "seconds": self.seconds, "peak_mb": self.peak_mb, "method": self.method}
+        return {
+            "rows": rows, "seconds": self.seconds, "peak_mb": self.peak_mb, "method": self.method,
+            "predicted_seconds": self.predicted,
+        }  # fmt: skip
 
 
 BUDGET = 600.0  # predicted seconds of a bounding call, above which a cheaper method takes its place
@@ -268,16 +272,20 @@ def bound(
 ) -> BoundReport:
     """One bounding call over all rows of the property, in float32 (`proof`: in charged float64).
 
-    A method of which more than `budget` seconds are predicted gives way to crown-ibp or ibp; `progress` is told, and
-    the report names what was run. Raises PropertyError where nothing can be bounded because a function is not defined
-    on all of the input set.
+    A method of which more than `budget` seconds are predicted gives way to crown-ibp or ibp; the method `auto` is the
+    most precise of those that need no more. `progress` is told, and the report names what was run. Raises PropertyError
+    where nothing can be bounded because a function is not defined on all of the input set.
     """
     precise_backends()
     problem, _ = make_problem(read_task(model, prop), pick_device(device))
-    name, recipe, note = within_budget(problem, str(method), recipe_of(method), budget)
-    if note and progress is not None:
-        progress(note)
-    return bound_problem(problem, name, recipe, PROOF if proof else SEARCH)
+    if method == "auto":
+        choice = most_precise(problem, budget)
+    else:
+        choice = within_budget(problem, str(method), recipe_of(method), budget)
+    if choice.note and progress is not None:
+        progress(choice.note)
+    report = bound_problem(problem, choice.method, choice.recipe, PROOF if proof else SEARCH)
+    return replace(report, predicted=choice.seconds)
 
 
 def bound_problem(problem: Problem, name: str, recipe: Recipe, arithmetic: Arithmetic = SEARCH) -> BoundReport:

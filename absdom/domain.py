@@ -28,29 +28,47 @@ def no_nan(bound: torch.Tensor, infinity: float) -> torch.Tensor:
     return torch.nan_to_num(bound, nan=infinity, posinf=torch.inf, neginf=-torch.inf)
 
 
+class Ball(NamedTuple):
+    """Values centre + e with |e|_2 <= radius and |e_i| <= reach_i; centre, reach "B *n", radius "B".
+
+    Where `products` "n n" is there, also e = A w with |w|_2 <= source "B" and |A A^T| <= products, entry by entry.
+    """
+
+    centre: torch.Tensor
+    radius: torch.Tensor
+    reach: torch.Tensor
+    products: torch.Tensor | None = None
+    source: torch.Tensor | None = None
+
+    def select(self, index: torch.Tensor) -> Ball:
+        """The balls of the boxes `index` (repeats allowed)."""
+        of_boxes = (("centre", self.centre), ("radius", self.radius), ("reach", self.reach), ("source", self.source))
+        several = {k: v for k, v in of_boxes if v is not None and v.shape[0] > 1}
+        return self._replace(**{k: v.index_select(0, index) for k, v in several.items()})
+
+
 @dataclass(frozen=True, eq=False)
 class NodeBounds:
     """Bounds of one node over B boxes: lower, upper "B *n". Met, never overwritten.
 
     `noise` "B *n" (or "1 *n"), in charged runs: what rounding at this node can add to or take from <nu, z> is at most
-    <|nu|, noise>, for any row nu that is pulled through the node's op. `centre` "B *n" and `radius` "B", where some
-    domain made them: an l2 ball that holds the node's values too.
+    <|nu|, noise>, for any row nu that is pulled through the node's op. `ball`, where some domain made it: the values
+    lie in it too.
     """
 
     lower: torch.Tensor
     upper: torch.Tensor
     noise: torch.Tensor | None = None
     provenance: str = "interval"
-    centre: torch.Tensor | None = None
-    radius: torch.Tensor | None = None
+    ball: Ball | None = None
 
     def meet(self, other: NodeBounds, provenance: str) -> NodeBounds:
         """Both claims at once; NaN claims nothing. Ends that cross (rounding, an empty set) are put in order."""
         low = torch.maximum(self.lower, no_nan(other.lower, -torch.inf))
         high = torch.minimum(self.upper, no_nan(other.upper, torch.inf))
-        ball = other if self.centre is None else self
         return replace(
-            self, lower=torch.minimum(low, high), upper=torch.maximum(low, high), centre=ball.centre, radius=ball.radius,
+            self, lower=torch.minimum(low, high), upper=torch.maximum(low, high),
+            ball=other.ball if self.ball is None else self.ball,
             provenance=f"{self.provenance} & {provenance}",
         )  # fmt: skip
 
@@ -67,11 +85,14 @@ class NodeBounds:
             for f in fields(self)
             if isinstance(v := getattr(self, f.name), torch.Tensor)
         }
+        if self.ball is not None:
+            chosen["ball"] = self.ball.select(index)
         return replace(self, **chosen)
 
     def detach(self) -> NodeBounds:
         """The bounds without charges and without gradients."""
-        return replace(self, lower=self.lower.detach(), upper=self.upper.detach(), noise=None)
+        ball = None if self.ball is None else Ball(*(t if t is None else t.detach() for t in self.ball))
+        return replace(self, lower=self.lower.detach(), upper=self.upper.detach(), noise=None, ball=ball)
 
 
 class Place(NamedTuple):
@@ -138,17 +159,19 @@ class KnobStart(NamedTuple):
     value: torch.Tensor  # "B ..."
     low: float = 0.0
     high: float = 1.0
-    rate: float = 0.1
+    rate: float = 0.5
 
 
 class Dual(Recipe):
     """A domain whose rows go from a node back to the inputs. Rules are LayerDual objects.
 
     `pre` is the recipe of the bounds that relaxations are built from; None: this recipe itself, layer by layer.
-    `companions` are forward domains whose results its rules read.
+    `companions` are forward domains whose results its rules read. `sweeps`: how many plain sweeps one of its sweeps
+    costs, as far as that can be predicted.
     """
 
     pre: Recipe | None = None
+    sweeps: float = 1.0
     companions: ClassVar[tuple[Forward, ...]] = ()
 
 
@@ -192,6 +215,15 @@ class Strategy(Recipe, ABC):
         ask(recipe, prop, rows) gives the same by another recipe, in the same arithmetic, until `ask.clock` ends it;
         see absdom.problem.Ask.
         """
+
+    def cost(self, cost_of: Callable[[Recipe, float, float], float], boxes: float, rows: float) -> float:
+        """Predicted operations of bounding `rows` rows over `boxes` boxes, of which all are asked for.
+
+        cost_of(recipe, boxes, rows) predicts those of another recipe. Without a word of its own, a strategy asks each
+        of its recipes once.
+        """
+        inner = (value for f in fields(self) for value in _flat(getattr(self, f.name)))
+        return sum(cost_of(recipe, boxes, rows) for recipe in inner if isinstance(recipe, Recipe))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from absdom import registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic
 from absdom.domain import Meet, Recipe, Strategy, total_failure
-from absdom.errors import Deadline, PropertyError
+from absdom.errors import Deadline, PropertyError, UnsupportedOp
 from absdom.ir.graph import Builder, Graph
 from absdom.ops.affine import Add, Mul
 from absdom.ops.functions import Power
@@ -26,6 +27,8 @@ from absdom.property import Property
 from absdom.rows import Rows
 from absdom.sets import InputBatch
 from absdom.types import Clock
+
+LADDER = ("alpha-crown", "crown", "zonotope", "crown-ibp", "ibp")  # what `auto` chooses from: precise to cheap
 
 
 def attach_vector(graph: Graph, on_inputs: bool, products: Sequence[tuple[int, ...]] = ()) -> Graph:
@@ -120,8 +123,12 @@ class Problem:
                 f"the property speaks of {prop.inputs.size} inputs and {prop.outputs} outputs, "
                 f"the network has {inputs} and {outputs}"
             )
+        return Problem.on(Engine(attach_vector(graph, prop.on_inputs, prop.products), device), prop)
+
+    @staticmethod
+    def on(engine: Engine, prop: Property) -> Problem:
+        """A problem about the vector of an engine that is there already."""
         clauses, rows = prop.spec.clauses, prop.spec.rows
-        engine = Engine(attach_vector(graph, prop.on_inputs, prop.products), device)
         return Problem(engine, prop, np.full(clauses, -np.inf), np.zeros(clauses, dtype=bool), np.full(rows, -np.inf))
 
     @property
@@ -272,28 +279,71 @@ def interval_bounds(problem: Problem) -> tuple[dict, int]:
         return run.propagate(context, batch), len(sample)
 
 
-def within_budget(problem: Problem, method: str, recipe: Recipe, budget: float) -> tuple[str, Recipe, str]:
-    """`recipe`, or the first cheaper one of which at most `budget` seconds are predicted: its name, itself, a note.
+class Choice(NamedTuple):
+    """A method within a budget: its name and recipe, what there is to say of the choice, and the seconds predicted for
+    each method that was looked at."""
+
+    method: str
+    recipe: Recipe
+    note: str
+    seconds: dict[str, float]
+
+
+def within_budget(problem: Problem, method: str, recipe: Recipe, budget: float) -> Choice:
+    """`recipe`, or else the first cheaper one of which at most `budget` seconds are predicted, or else the cheapest.
 
     Cheaper than a recipe that tightens intermediate bounds by sweeps is the linear domain over interval bounds
-    (CROWN-IBP), and cheaper than that are intervals, which are taken whatever they cost.
+    (CROWN-IBP), and cheaper than that are intervals.
     """
     candidates = {method: recipe} | {name: registry.recipes()[name]() for name in ("crown-ibp", "ibp")}
-    bounds, boxes = interval_bounds(problem)
-    prop, seconds = problem.property, {}
-    for name, candidate in candidates.items():
-        context = problem.engine.context(candidate, SEARCH)
-        work = cost.predicted_flops(context, bounds, boxes, len(prop.inputs), prop.spec.rows)
-        seconds[name] = cost.predicted_seconds(work, problem.engine.device)
-        if seconds[name] <= budget or not context.schedule.duals:
+    seconds = {}
+    for name, found in _predictions(problem, candidates):
+        seconds[name] = found
+        if found <= budget:
             break
-    chosen = list(seconds)[-1]
-    if chosen == method:
-        return method, recipe, ""
+    chosen = name if found <= budget else min(seconds, key=seconds.get)
     note = (
         f"{method} would cost {seconds[method]:.3g} s by prediction, above the budget of {budget:g} s: {chosen} instead"
     )
-    return chosen, candidates[chosen], note
+    return Choice(chosen, candidates[chosen], "" if chosen == method else note, seconds)
+
+
+def most_precise(problem: Problem, budget: float) -> Choice:
+    """The first of LADDER of which at most `budget` seconds are predicted, or else the cheapest of it.
+
+    A method that lacks a rule for an op of the network is left out.
+    """
+    known = registry.recipes()
+    candidates = {}
+    for name in (n for n in LADDER if n in known):
+        try:
+            problem.engine.context(known[name](), SEARCH)
+        except UnsupportedOp:
+            continue
+        candidates[name] = known[name]()
+    seconds = dict(_predictions(problem, candidates))
+    fitting = [name for name, found in seconds.items() if found <= budget]
+    chosen = fitting[0] if fitting else min(seconds, key=seconds.get)
+    listed = ", ".join(f"{name} {found:.3g} s" for name, found in seconds.items())
+    note = f"auto: {chosen}, for a budget of {budget:g} s (predicted: {listed})"
+    return Choice(chosen, candidates[chosen], note, seconds)
+
+
+def _predictions(problem: Problem, candidates: Mapping[str, Recipe]) -> Iterable[tuple[str, float]]:
+    """Predicted seconds of bounding all rows, method by method."""
+    bounds, sample = interval_bounds(problem)
+    engine, prop = problem.engine, problem.property
+
+    def operations(recipe: Recipe, boxes: float, rows: float) -> float:
+        match recipe:
+            case Strategy():
+                return recipe.cost(operations, boxes, rows)
+            case Meet(parts) if any(isinstance(part, Strategy) for part in parts):
+                return sum(operations(part, boxes, rows) for part in parts)
+        return cost.predicted_flops(engine.context(recipe, SEARCH), bounds, sample, boxes, rows, prop.inputs.parts)
+
+    for name, recipe in candidates.items():
+        yield name, cost.predicted_seconds(operations(recipe, len(prop.inputs), prop.spec.rows), engine.device)
 
 
 def undefined_places(problem: Problem) -> list[str]:

@@ -12,138 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from math import inf, prod
+from math import prod
 
 import numpy as np
 import scipy.sparse as sp
 
 from absdom import registry
 from absdom.errors import PropertyError
+from absdom.input_set import InputSet
 from absdom.interface import Interface
-
-
-@dataclass(frozen=True, eq=False)
-class InputSet:
-    """A batch of B sets over n flat inputs: a box [lower, upper] met with an l_p ball around `centre`, if there is one.
-
-    lower, upper, centre: float64 "B n"; radius: float64 "B"; norm: 1, 2 or inf (an inf ball is folded into the box).
-    """
-
-    lower: np.ndarray
-    upper: np.ndarray
-    centre: np.ndarray | None = None
-    radius: np.ndarray | None = None
-    norm: float = inf
-
-    def __post_init__(self):
-        if self.lower.ndim != 2 or self.lower.shape != self.upper.shape:
-            raise PropertyError(
-                f"lower and upper have shapes {self.lower.shape} and {self.upper.shape}, not one (B, n)"
-            )
-        if np.isnan(self.lower).any() or np.isnan(self.upper).any():
-            raise PropertyError(f"a bound of input X_{_first(np.isnan(self.lower) | np.isnan(self.upper))} is NaN")
-        if np.isinf(self.lower).any() or np.isinf(self.upper).any():
-            missing = np.isinf(self.lower) | np.isinf(self.upper)
-            raise PropertyError(f"input X_{_first(missing)} has no lower or no upper bound: every input needs both")
-        if (self.lower > self.upper).any():
-            i = _first(self.lower > self.upper)
-            b = int(np.argwhere(self.lower > self.upper)[0][0])
-            raise PropertyError(
-                f"input X_{i}: the lower bound {float(self.lower[b, i])!r} is above the upper bound "
-                f"{float(self.upper[b, i])!r}"
-            )
-
-    @staticmethod
-    def box(lower, upper) -> InputSet:
-        lower, upper = (np.atleast_2d(np.asarray(t, dtype=np.float64)) for t in (lower, upper))
-        return InputSet(lower, upper)
-
-    @staticmethod
-    def ball(centre, radius, norm: float = inf, clip: tuple[float, float] | None = (0.0, 1.0)) -> InputSet:
-        """l_p balls, p in {1, 2, inf}, met with the pixel box `clip` (None: no clipping).
-
-        centre "B n" (or "n"), radius a number or "B".
-        """
-        if norm not in (1, 2, inf):
-            raise PropertyError(f"norm {norm} is not one of 1, 2, inf")
-        centre = np.atleast_2d(np.asarray(centre, dtype=np.float64))
-        radius = np.broadcast_to(np.asarray(radius, dtype=np.float64), (len(centre),)).copy()
-        if not ((radius >= 0) & np.isfinite(radius)).all():
-            raise PropertyError("a radius is negative, infinite or NaN")
-        # One ulp outward: the sums round, and the box has to hold the ball.
-        lower = np.nextafter(centre - radius[:, None], -inf)
-        upper = np.nextafter(centre + radius[:, None], inf)
-        if (radius == 0).any():
-            lower, upper = np.where(radius[:, None] == 0, centre, lower), np.where(radius[:, None] == 0, centre, upper)
-        if clip is not None:
-            lower, upper = np.maximum(lower, clip[0]), np.minimum(upper, clip[1])
-        return InputSet(lower, upper) if norm == inf else InputSet(lower, upper, centre, radius, norm)
-
-    def __len__(self) -> int:
-        return len(self.lower)
-
-    @property
-    def size(self) -> int:
-        return self.lower.shape[1]
-
-    def select(self, boxes) -> InputSet:
-        """The sets at these positions (repeats allowed)."""
-        if self.centre is None:
-            return InputSet(self.lower[boxes], self.upper[boxes])
-        return InputSet(self.lower[boxes], self.upper[boxes], self.centre[boxes], self.radius[boxes], self.norm)
-
-    def contains(self, point: np.ndarray, box: int) -> bool:
-        """Does the float32 or float64 point lie exactly in set `box`? Compared in exact arithmetic."""
-        x = point.astype(np.float64)
-        if not ((self.lower[box] <= x) & (x <= self.upper[box])).all():
-            return False
-        if self.centre is None:
-            return True
-        radius = self.radius[box]
-        size = np.linalg.norm(x - self.centre[box], self.norm)
-        if 1e-100 < radius < 1e100 and abs(size - radius) > 1e-9 * radius:
-            return bool(size < radius)  # roundoff is far below this difference
-        power = int(self.norm)
-        total = sum(
-            abs(Fraction(float(a)) - Fraction(float(c))) ** power for a, c in zip(x, self.centre[box], strict=True)
-        )
-        return total <= Fraction(float(radius)) ** power
-
-    def round_into(self, point: np.ndarray, box: int) -> np.ndarray:
-        """The float32 point next to `point`, inside the box in every coordinate whose interval holds a float32 number;
-        the others (see `without_float32`) get the number nearest to their interval. Points that rounding took out of
-        the ball are drawn towards its centre."""
-        x = self._round_into_box(point, box)
-        if self.centre is None or self.contains(x, box):
-            return x
-        centre, radius = self.centre[box], self.radius[box]
-        step = point.astype(np.float64) - centre
-        length, most = (np.linalg.norm(t, self.norm) for t in (step, np.spacing(x).astype(np.float64)))
-        if most >= radius or length == 0:
-            return x  # a ball as small as float32's steps
-        for share in (0.1, 0.5, 1.0):
-            x = self._round_into_box(centre + step * ((radius - share * most) / length), box)
-            if self.contains(x, box):
-                break
-        return x
-
-    def _round_into_box(self, point: np.ndarray, box: int) -> np.ndarray:
-        x = np.clip(point.astype(np.float64), self.lower[box], self.upper[box])
-        near = x.astype(np.float32)
-        inner = np.where(near < self.lower[box], np.nextafter(near, np.float32(inf)), near)
-        inner = np.where(inner > self.upper[box], np.nextafter(inner, np.float32(-inf)), inner)
-        inside = (inner >= self.lower[box]) & (inner <= self.upper[box])
-        return np.where(inside, inner, near).astype(np.float32)
-
-    def without_float32(self, box: int) -> np.ndarray:
-        """Bool "n": inputs whose interval holds no float32 number, such as [0.1, 0.1]."""
-        near = self.lower[box].astype(np.float32)
-        first = np.where(near < self.lower[box], np.nextafter(near, np.float32(inf)), near)
-        return first > self.upper[box]
-
-
-def _first(mask: np.ndarray) -> int:
-    return int(np.argwhere(mask)[0][1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +148,8 @@ class Property:
         return replace(self, spec=spec)
 
     def to_vnnlib(self) -> str:
-        """VNN-LIB 1.0 text that reads back to these boxes, rows and clauses. Raises PropertyError for an l_p ball."""
+        """VNN-LIB 1.0 text that reads back to these boxes, rows and clauses (half-spaces become rows). Raises
+        PropertyError for a ball or an ellipsoid."""
         return registry.service("write-vnnlib")(self)
 
 

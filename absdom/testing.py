@@ -1,8 +1,8 @@
 """The laws that every op and every domain keeps: the functions that our own tests and a plug-in author's tests run.
 
     from absdom import testing
-    testing.check_op(MyOp(), TensorType((1, 4), "float64"))          # one op in every recipe
-    testing.check_domain(MyDomain())                                 # one recipe on every op
+    testing.check_op(MyOp)                                           # one op in every recipe
+    testing.check_domain(MyDomain)                                   # one recipe on every op
     testing.check_graph(graph, InputSet.box(lower, upper), recipe)   # a network
 
 Each raises LawBroken with the law, the recipe and the numbers. Bounds of charged float64 runs are compared with zero
@@ -12,16 +12,16 @@ tolerance: what the comparison itself can round is enclosed by charged interval 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import inf
 
 import torch
 
 from absdom import ops, registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic
-from absdom.domain import NodeBounds, Recipe
+from absdom.domain import Dual, Forward, Meet, NodeBounds, Recipe, rules_of
+from absdom.errors import UsageError
 from absdom.ir.graph import Builder, Graph
 from absdom.ir.op import Affine, At, Composite, Elementwise, Input, Multivariate, Op, Param
+from absdom.ir.text import parse_graph
 from absdom.passes import lower as lower_graph
 from absdom.plan import run
 from absdom.plan.planner import make_schedule
@@ -29,14 +29,11 @@ from absdom.plan.recipes import parse_recipe
 from absdom.property import InputSet
 from absdom.sets import InputBatch
 from absdom.testing_cases import examples
+from absdom.testing_rules import FLOAT64, Case, LawBroken, check_layers, check_traceable
 from absdom.types import TensorType
 
-FLOAT64 = Arithmetic(torch.float64)
 RECIPES = ("interval", "crown", "crown-ibp", "cap", "linear(slope=flat)", "cap & crown-ibp")
-
-
-class LawBroken(AssertionError):
-    """A law of the house does not hold."""
+TRACED = ("Add", "Conv", "Concat", "Relu", "Tanh", "Product", "MaxPool")  # cases enough to trace the rules of a domain
 
 
 def _demand(holds: bool, text: str) -> None:
@@ -58,7 +55,7 @@ def bounds_of(graph: Graph, lower: torch.Tensor, upper: torch.Tensor, recipe, ar
     """Bounds of the output of a lowered graph over boxes "B n", exactly as given: nothing is rounded outward."""
     recipe = parse_recipe(recipe) if isinstance(recipe, str) else recipe
     context = run.prepare(make_schedule(graph, recipe), arithmetic)
-    batch = InputBatch(arithmetic.tensor(lower), arithmetic.tensor(upper), None, None, inf)
+    batch = InputBatch(arithmetic.tensor(lower), arithmetic.tensor(upper))
     with torch.no_grad():
         return run.node_bounds(context, batch)
 
@@ -97,26 +94,6 @@ def _walk(context, x, lower, upper, k, direction, steps):
     return x.detach()
 
 
-@dataclass(frozen=True)
-class Case:
-    """A lowered network with one output, and boxes "B n" (float64) of its flat inputs."""
-
-    name: str
-    graph: Graph
-    lower: torch.Tensor
-    upper: torch.Tensor
-
-    def on_points(self) -> Case:
-        """The same at the centre of each box."""
-        centre = self.lower / 2 + self.upper / 2
-        return Case(f"{self.name} at points", self.graph, centre, centre)
-
-    def half_flat(self) -> Case:
-        """Every second dimension has zero width."""
-        flat = torch.arange(self.lower.shape[1]) % 2 == 0
-        return Case(f"{self.name} half flat", self.graph, self.lower, torch.where(flat, self.lower, self.upper))
-
-
 def check_graph(
     graph: Graph, inputs: InputSet, recipe: Recipe | str, *, gradients: bool = False, seed: int = 0
 ) -> None:
@@ -141,7 +118,7 @@ def scale_of(case: Case) -> float:
     """The largest absolute value that any node takes over the boxes, by intervals; at least the smallest normal one."""
     context = run.prepare(make_schedule(case.graph, parse_recipe("interval")), FLOAT64)
     with torch.no_grad():
-        bounds = run.propagate(context, InputBatch(case.lower, case.upper, None, None, inf))
+        bounds = run.propagate(context, InputBatch(case.lower, case.upper))
     values = torch.cat([b.magnitude().flatten() for b in bounds.values()])
     values = torch.cat([values, *(t.abs().max().double()[None] for t in case.graph.params.values() if t.numel())])
     finite = values[values.isfinite()]
@@ -218,7 +195,7 @@ def check_gradients(case: Case, recipe: Recipe | str) -> None:
 
     def function(lower, upper, *params):
         weights = {**case.graph.params, **dict(zip(labels, params, strict=True))}
-        found = run.node_bounds(run.prepare(schedule, FLOAT64, weights), InputBatch(lower, upper, None, None, inf))
+        found = run.node_bounds(run.prepare(schedule, FLOAT64, weights), InputBatch(lower, upper))
         return found.lower, found.upper
 
     arguments = [case.lower, case.upper, *(case.graph.params[k].double() for k in labels)]
@@ -297,25 +274,98 @@ def _check_operand(op: Affine, at: At, index: int, rows: int, generator) -> None
 
 
 def check_op(
-    op: Op,
+    op: Op | type[Op] | str,
     *operands: TensorType | torch.Tensor,
-    low: float = -1.0,
-    high: float = 1.5,
+    low: float | None = None,
+    high: float | None = None,
     recipes: Sequence[Recipe | str] = RECIPES,
     gradients: bool = False,
     seed: int = 0,
 ) -> None:
-    """All laws for one op, alone in a network, in each recipe. TensorTypes vary, tensors are parameters."""
-    case = make_case(op.name, one_op(op, *operands), low, high, seed)
+    """All laws for one op (a value, a class or its text), alone in a network, in each recipe.
+
+    Operands that are TensorTypes vary in boxes inside [low, high], tensors are parameters. Without operands: as many of
+    four elements as the op takes. Without ends: from -1 to 1.5, moved into the op's `domain`.
+    """
+    op = as_op(op)
+    start, end = getattr(op, "domain", (-torch.inf, torch.inf))
+    low = max(-1.0, start + 0.05) if low is None else low
+    high = min(max(1.5, low + 1), end) if high is None else high
+    case = make_case(op.name, one_op(op, *(operands or _some_operands(op))), low, high, seed)
     check_adjoint(case.graph, seed=seed)
-    for recipe in recipes:
+    for recipe in map(as_recipe, recipes):
         check_case(case, recipe, gradients=gradients, seed=seed)
+        check_layers(case, recipe, seed=seed)
+    check_traceable(case, Meet(tuple(map(as_recipe, recipes))))
 
 
-def check_domain(recipe: Recipe | str, cases: Sequence[Case] | None = None, *, gradients: bool = False) -> None:
-    """All laws for one recipe, on the given cases or on one network per shipped op."""
+def check_domain(
+    domain: Recipe | type[Recipe] | str, cases: Sequence[Case] | None = None, *, gradients: bool = False
+) -> None:
+    """All laws for one domain or recipe (a value, a class or its text), on these cases or on one per shipped op.
+
+    `gradients`: differentiability too, which takes longest.
+    """
+    recipe = as_recipe(domain)
+    if cases is None:
+        _demand_cells(recipe)
     for case in cases if cases is not None else standard_cases():
         check_case(case, recipe, gradients=gradients)
+        check_layers(case, recipe)
+        if cases is not None or case.name in TRACED:
+            check_traceable(case, recipe)
+
+
+def as_recipe(domain: Recipe | type[Recipe] | str) -> Recipe:
+    """A recipe from itself, from what makes it without arguments, or from its text."""
+    if isinstance(domain, str):
+        return parse_recipe(domain)
+    if isinstance(domain, Recipe):
+        return domain
+    made = _made(domain, "a domain")
+    if not isinstance(made, Recipe):
+        raise UsageError(f"{domain!r} makes {made!r}, which is no recipe: domains derive from Forward or Dual")
+    return made
+
+
+def as_op(op: Op | type[Op] | str) -> Op:
+    """An op from itself, from its class, or from its text, such as "Clip(low=-1.0, high=1.0)"."""
+    if isinstance(op, str):
+        call = op if "(" in op else f"{op}()"
+        return parse_graph(f"%0 = {call} : float64[]").nodes[0].op
+    return op if isinstance(op, Op) else _made(op, "an op")
+
+
+def _made(maker, what: str):
+    try:
+        return maker()
+    except TypeError as error:
+        raise UsageError(f"{maker!r} is not made without arguments ({error}): give {what} as a value") from None
+
+
+def _some_operands(op: Op) -> list[TensorType]:
+    x = TensorType((1, 4), "float64")
+    for count in (1, 2, 3):
+        try:
+            op.infer(*[x] * count)
+        except (ValueError, TypeError, IndexError):
+            continue
+        return [x] * count
+    raise UsageError(f"{op} does not take one, two or three operands of type {x}: give its operands")
+
+
+def _demand_cells(recipe: Recipe) -> None:
+    """Every shipped op has a rule in the recipe's own domain, or the domain can start anew from bounds."""
+    kinds = (Affine, Elementwise, Multivariate)
+    names = [n for n in ops.__all__ if isinstance(c := getattr(ops, n), type) and issubclass(c, kinds)]
+    owner = rules_of(recipe)
+    if isinstance(owner, (Forward, Dual)):
+        missing = [n for n in names if not registry.treats(type(owner), getattr(ops, n))]
+        _demand(
+            not missing,
+            f"{owner.name} has no rule for {', '.join(missing)}: register rules for the kinds Affine, Elementwise and "
+            "Multivariate, or give a forward domain `from_bounds`; or give check_domain the cases that it is made for",
+        )
 
 
 def make_case(name: str, graph: Graph, low: float, high: float, seed: int = 0, boxes: int = 3) -> Case:

@@ -50,7 +50,7 @@ def with_parameters(states, at, errors) -> list[NodeBounds]:
 @register_rule(Interval, Affine)
 def affine(place, states):
     """Centre and radius: c' = W c + b, r' = |W| r."""
-    op, at, errors, arithmetic = place.op, place.at, place.errors, place.arithmetic
+    op, at, arithmetic = place.op, place.at, place.arithmetic
     varying = [(s is not None) for s in states]
     centre = op.linear(at, [(s.lower + s.upper) / 2 if v else None for s, v in zip(states, varying, strict=True)])
     radius = op.absolute(at, [(s.upper - s.lower) / 2 if v else None for s, v in zip(states, varying, strict=True)])
@@ -59,10 +59,17 @@ def affine(place, states):
         centre = centre + offset
     if not arithmetic.charged:
         return NodeBounds(centre - radius, centre + radius)
-    sizes = [s.magnitude() if v else None for s, v in zip(states, varying, strict=True)]
-    reach = op.absolute(at, sizes)
+    noise = rounding(place, [s.magnitude() if v else None for s, v in zip(states, varying, strict=True)])
+    # Centre and radius each err by at most the noise.
+    return NodeBounds(centre - radius - 2 * noise, centre + radius + 2 * noise, noise)
+
+
+def rounding(place, sizes) -> torch.Tensor:
+    """What rounding, of parameters too, can change in W z + b, for |z| <= `sizes` (None for parameters): "B *out"."""
+    op, at, errors, arithmetic = place.op, place.at, place.errors, place.arithmetic
+    reach, offset = op.absolute(at, sizes), op.offset_magnitude(at)
     if offset is not None:
-        reach = reach + op.offset_magnitude(at)
+        reach = reach + offset
     noise = reach * arithmetic.gamma(sums(at, op.terms(at))) + arithmetic.tiny
     wrong = op.error_weight(at, errors, sizes)
     if wrong is not None:
@@ -71,8 +78,7 @@ def affine(place, states):
         if error is not None and op.is_additive(i, at):
             params = tuple(error if j == i else p for j, p in enumerate(at.params))
             noise = noise + op.offset_magnitude(at._replace(params=params))
-    # Centre and radius each err by at most the noise.
-    return NodeBounds(centre - radius - 2 * noise, centre + radius + 2 * noise, noise)
+    return noise
 
 
 @register_rule(Interval, Move)

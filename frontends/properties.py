@@ -12,7 +12,7 @@ numbers is exact; a number that float64 does not hold is rounded once, to the ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf, lcm
 from pathlib import Path
@@ -133,21 +133,66 @@ def ball(x, eps: float, norm: float = inf, clip: tuple | None = None) -> InputSe
         raise PropertyError(f"eps is one number of 0 or above, not {eps.tolist()}")
     if norm not in (1, 2, inf):
         raise PropertyError(f"the norm {norm!r} is not one of 1, 2, inf")
-    if clip is not None:
-        try:
-            clip = tuple(np.broadcast_to(_numbers(end, "clip"), x.shape).ravel() for end in clip)
-        except ValueError as error:
-            raise PropertyError(f"clip does not fit x of shape {x.shape}: {error}") from None
-        if len(clip) != 2:
-            raise PropertyError(f"clip is a pair (low, high), not {len(clip)} values")
-        outside = (x.ravel() < clip[0]) | (x.ravel() > clip[1])
-        if outside.any():
-            i = int(np.argmax(outside))
-            raise PropertyError(
-                f"x[{i}] is {x.ravel()[i]:g}, outside clip ({clip[0][i]:g}, {clip[1][i]:g}): give the range of the "
-                f"inputs as clip=(low, high), or clip=None"
-            )
-    return InputSet.ball(x.ravel(), float(eps), norm, clip)
+    return InputSet.ball(x.ravel(), float(eps), norm, _range(clip, x))
+
+
+def ellipsoid(x, half_axes=None, *, covariance=None, radius: float = 1.0, clip: tuple | None = None) -> InputSet:
+    """All points of an ellipsoid around x, met with the range `clip` of the inputs (as in `ball`).
+
+    `half_axes`, of the shape of x: sum of ((point - x) / half_axes)^2 <= radius^2; an input with half-axis 0 is fixed.
+    `covariance` "n n" instead: the Mahalanobis ball, points whose distance from x in it is at most `radius`. (The set
+    that is verified is that of the float64 matrix covariance^-1 / radius^2.)
+    """
+    x, radius = _numbers(x, "x"), _numbers(radius, "radius")
+    if radius.ndim or radius < 0:
+        raise PropertyError(f"radius is one number of 0 or above, not {radius.tolist()}")
+    if (half_axes is None) == (covariance is None):
+        raise PropertyError("ellipsoid takes half_axes or covariance: one of them")
+    clip = _range(clip, x)
+    if half_axes is not None:
+        axes = _numbers(half_axes, "half_axes")
+        if axes.ndim and axes.size != x.size:
+            raise PropertyError(f"half_axes has {axes.size} numbers, x has {x.size}")
+        return InputSet.ellipsoid(x.ravel(), np.broadcast_to(axes.ravel(), x.size) * radius, clip)
+    matrix = _numbers(covariance, "covariance")
+    if matrix.shape != (x.size, x.size) or radius == 0:
+        raise PropertyError(
+            f"a covariance of {x.size} inputs is a matrix ({x.size}, {x.size}), not {matrix.shape}, and goes with a "
+            f"radius above 0"
+        )
+    try:
+        return InputSet.mahalanobis(x.ravel(), np.linalg.inv(matrix) / radius**2, clip)
+    except np.linalg.LinAlgError:
+        raise PropertyError("the covariance is singular") from None
+
+
+def polytope(normals, offsets, lower, upper) -> InputSet:
+    """All x with normals @ x <= offsets and lower <= x <= upper: normals "m n", offsets "m", bounds as in `box`."""
+    where = box(lower, upper)
+    normals, offsets = _numbers(normals, "normals"), _numbers(offsets, "offsets")
+    if normals.ndim != 2 or offsets.ndim != 1:
+        raise PropertyError(f"normals and offsets are a matrix and a vector, not {normals.shape} and {offsets.shape}")
+    return InputSet.polytope(normals, offsets, where.lower, where.upper)
+
+
+def _range(clip: tuple | None, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The ends "n" of the range `clip`, which x lies in."""
+    if clip is None:
+        return None
+    try:
+        clip = tuple(np.broadcast_to(_numbers(end, "clip"), x.shape).ravel() for end in clip)
+    except ValueError as error:
+        raise PropertyError(f"clip does not fit x of shape {x.shape}: {error}") from None
+    if len(clip) != 2:
+        raise PropertyError(f"clip is a pair (low, high), not {len(clip)} values")
+    outside = (x.ravel() < clip[0]) | (x.ravel() > clip[1])
+    if outside.any():
+        i = int(np.argmax(outside))
+        raise PropertyError(
+            f"x[{i}] is {x.ravel()[i]:g}, outside clip ({clip[0][i]:g}, {clip[1][i]:g}): give the range of the "
+            f"inputs as clip=(low, high), or clip=None"
+        )
+    return clip
 
 
 # -- properties
@@ -173,7 +218,7 @@ def robust(net, x, eps: float, label: int, norm: float = inf, clip: tuple | None
 def forall(where: InputSet, formula: Formula) -> Property:
     """The property that the formula holds at every input of the set (of every set of the batch)."""
     if not isinstance(where, InputSet):
-        raise PropertyError(f"forall takes a set first, box(...) or ball(...), not {type(where).__name__}")
+        raise PropertyError(f"forall takes a set first, such as box(...) or ball(...), not {type(where).__name__}")
     if not isinstance(formula, Formula):
         raise PropertyError(f"forall takes a formula, such as argmax(net(x)) == 3, not {type(formula).__name__}")
     net = common_network(*_terms(formula))
@@ -216,7 +261,7 @@ class _Builder:
         if boxes:
             sets = self.where.select(np.array([b for b, _, _ in self.chosen]))
             lower, upper = (np.stack([c[k] for c in self.chosen]) for k in (1, 2))
-            where = InputSet(lower, upper, sets.centre, sets.radius, sets.norm)
+            where = replace(sets, lower=lower, upper=upper)
         else:
             where = self.where.select(np.array([0]))  # nothing can violate; the set says where the question lay
         spec, on_inputs = self._spec(rows, boxes)
@@ -265,7 +310,7 @@ class _Builder:
                 lower[i] = max(lower[i], value)
         if (lower > upper).any():
             return None
-        key = (None if self.where.centre is None else number, lower.tobytes(), upper.tobytes())
+        key = (number if self.where.parts else None, lower.tobytes(), upper.tobytes())
         if key not in self.known:
             self.known[key] = len(self.chosen)
             self.chosen.append((number, lower, upper))
@@ -309,6 +354,7 @@ def _floats(form: Mapping[int, Fraction], constant: Fraction) -> tuple[dict[int,
 def language() -> Mapping[str, Callable]:
     """The names of the language, as `absdom` exports them."""
     public = (
-        network, inputs, outputs, box, ball, forall, robust, argmax, argmin, maximum, minimum, implies, all_of, any_of,
+        network, inputs, outputs, box, ball, ellipsoid, polytope, forall, robust, argmax, argmin, maximum, minimum,
+        implies, all_of, any_of,
     )  # fmt: skip
     return {f.__name__: f for f in public}

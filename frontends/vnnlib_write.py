@@ -1,6 +1,7 @@
 """A `Property` as VNN-LIB 1.0 text, which reads back to the same boxes, rows and clauses.
 
-Numbers are written with as many digits as it takes to read the same float64 again. VNN-LIB 1.0 knows boxes only.
+Numbers are written with as many digits as it takes to read the same float64 again. VNN-LIB 1.0 knows boxes only; the
+half-spaces of a polytope become further rows of each clause, over inputs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 from absdom.errors import PropertyError
+from absdom.input_set import HalfSpaces
 from absdom.property import Property
 from absdom.registry import register_service
 
@@ -18,12 +20,13 @@ from absdom.registry import register_service
 def write_vnnlib(prop: Property) -> str:
     """The text. Boxes without a clause are left out, the others are numbered in the order of the clauses.
 
-    Raises PropertyError for an l_p ball, and for a row that a reader would round.
+    Raises PropertyError for a ball or an ellipsoid, and for a row that a reader would round.
     """
     sets, spec = prop.inputs, prop.spec
-    if sets.centre is not None:
+    if any(not isinstance(part, HalfSpaces) for part in sets.parts):
         raise PropertyError(
-            f"VNN-LIB 1.0 holds boxes only: this property has an l{sets.norm} ball (an inf ball is a box)"
+            "VNN-LIB 1.0 holds boxes and half-spaces: this property has an l1 ball, an l2 ball or an ellipsoid (an inf "
+            "ball is a box)"
         )
     if prop.products or (prop.interface is not None and prop.interface.hidden):
         raise PropertyError("VNN-LIB 1.0 knows no products of variables and no values inside the network")
@@ -51,16 +54,27 @@ def _bounds(prop: Property, box: int, i: int) -> list[str]:
 def _clause(prop: Property, clause: int, own: np.ndarray, rows: np.ndarray) -> str:
     """One disjunct: the bounds of the inputs `own`, then the rows."""
     atoms = [atom for i in own for atom in _bounds(prop, prop.spec.box[clause], i)]
-    atoms += [_atom(prop, r) for r in rows]
+    atoms += [_row(prop, r) for r in rows]
+    atoms += _half_spaces(prop, prop.spec.box[clause])
     return f"(and {' '.join(atoms)})"
 
 
-def _atom(prop: Property, row: int) -> str:
-    """The row c.v + d <= 0 (strict: < 0)."""
+def _half_spaces(prop: Property, box: int) -> list[str]:
+    """The half-spaces that narrow down a box, without those that hold everywhere."""
+    rows = [row for part in prop.inputs.parts for row in zip(part.normals[box], part.offsets[box], strict=True)]
+    named = (([(f"X_{i}", float(g[i])) for i in np.flatnonzero(g)], -float(h)) for g, h in rows)
+    return [_atom(terms, d, "<=", "a half-space") for terms, d in named if terms or d > 0]
+
+
+def _row(prop: Property, row: int) -> str:
     spec = prop.spec
     span = slice(*spec.C.indptr[row : row + 2])
     terms = [(_name(prop, j), float(c)) for j, c in zip(spec.C.indices[span], spec.C.data[span]) if c != 0]
-    d, sign = float(spec.d[row]), "<" if spec.strict[row] else "<="
+    return _atom(terms, float(spec.d[row]), "<" if spec.strict[row] else "<=", f"row {row}")
+
+
+def _atom(terms: list[tuple[str, float]], d: float, sign: str, what: str) -> str:
+    """sum of c name + d <= 0 (or < 0)."""
     if not terms:
         return f"({sign} {_number(d)} 0)"
     if len(terms) == 1:
@@ -68,8 +82,8 @@ def _atom(prop: Property, row: int) -> str:
         bound = Fraction(-d) / Fraction(c)
         if name.startswith("X") and Fraction(float(bound)) != bound:
             raise PropertyError(
-                f"row {row} bounds {name} by {float(bound)!r} up to rounding: no float64 is the exact value, and "
-                f"readers of VNN-LIB round it; scale the row so that the bound is a float64"
+                f"{what} bounds {name} by {float(bound)!r} up to rounding: no float64 is the exact value, and "
+                f"readers of VNN-LIB round it; scale it so that the bound is a float64"
             )
         if abs(c) == 1:
             return f"({sign if c > 0 else mirrored} {name} {_number(-c * d)})"

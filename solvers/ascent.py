@@ -15,6 +15,7 @@ from absdom.registry import register_recipe
 from absdom.types import Clock
 
 SHARES = ("rows", "boxes")
+DECAY = 0.98  # of the steps, from one to the next
 
 
 @register_recipe("ascent")
@@ -36,10 +37,15 @@ class Ascent(Tuned):
         if self.share not in SHARES:
             raise UsageError(f"share {self.share!r} is not one of {', '.join(SHARES)}")
 
+    @property
+    def sweeps(self) -> float:
+        """A step sweeps and goes back through what it did, which is worth two sweeps more."""
+        return 1 + 3 * (self.steps + 1)
+
     def tune(self, bound, starts, goal, clock):
         if not starts:
             return {}
-        return ascend(bound, starts, self.steps, clock, goal)[1]
+        return ascend(bound, starts, self.steps, clock, goal, DECAY)[1]
 
 
 @register_recipe("alpha-crown")

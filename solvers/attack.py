@@ -128,7 +128,6 @@ def _attack_boxes(problem, context, boxes, confirm, clock, generator, effort) ->
     flat_box = torch.arange(len(boxes), device=x.device).repeat_interleave(per_box)
     mine = torch.as_tensor(clause_box, device=x.device)[None] == flat_box[:, None]  # sample x clause
     target = _targets(mine)
-    width = (batch.upper - batch.lower)[:, None]
     momentum = torch.zeros_like(x)
     for step in range(effort.steps + 1):
         if clock.passed():
@@ -149,12 +148,18 @@ def _attack_boxes(problem, context, boxes, confirm, clock, generator, effort) ->
             above = torch.zeros_like(worst).scatter_add(1, row_clause.expand(len(values), -1), values.clamp(min=0))
             loss = (worst + above).gather(1, target[:, None]).sum()
             (gradient,) = torch.autograd.grad(loss, x)
-        momentum = 0.75 * momentum + gradient / gradient.abs().mean(2, keepdim=True).clamp(min=1e-30)
-        if batch.centre is None:
-            x = batch.project(x.detach() - momentum.sign() * width * (0.25 * 0.93**step))
-        else:  # a step of Frank and Wolfe (1956): signs would leave the ball, and most of it when projected back
-            x = torch.lerp(x.detach(), batch.lowest(momentum), 2 / (step + 2))
+        x, momentum = descend(batch, x.detach(), gradient, momentum, step)
     return None
+
+
+def descend(batch: InputBatch, x, gradient, momentum, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step number `step` (from 0) against the gradient, inside the sets: new points "B k n", new momentum "B k n"."""
+    momentum = 0.75 * momentum + gradient / gradient.abs().mean(2, keepdim=True).clamp(min=1e-30)
+    if not batch.parts:
+        width = (batch.upper - batch.lower)[:, None]
+        return batch.project(x - momentum.sign() * width * (0.25 * 0.93**step)), momentum
+    # A step of Frank and Wolfe (1956): signs would leave a ball, and most of it when projected back.
+    return torch.lerp(x, batch.lowest(momentum), 2 / (step + 2)), momentum
 
 
 def _targets(mine: torch.Tensor) -> torch.Tensor:

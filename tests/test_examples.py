@@ -73,3 +73,84 @@ def test_04_own_op(root, tmp_path):
         command = [sys.executable, "-m", "absdom", "verify", str(tmp_path / "net.onnx"), str(tmp_path / "p.vnnlib")]
         done = subprocess.run([*command, "--plugin", str(plugin)], capture_output=True, text=True, timeout=300)
         assert done.returncode == code, done.stdout + done.stderr
+
+
+def small_network(path):
+    """y = (v . hardtanh(W x + b), 0) as an ONNX file: two inputs, eight hidden values; y_0 is at least about -2.17."""
+    onnx = pytest.importorskip("onnx")
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    stored = {"w": random.standard_normal((2, 8)), "b": 0.3 * random.standard_normal(8)}
+    stored |= {"v": random.standard_normal((8, 1)) * [1, 0], "low": np.array(-1.0), "high": np.array(1.0)}
+    make = onnx.helper.make_node
+    nodes = [make("Gemm", ["x", "w", "b"], ["z"]), make("Clip", ["z", "low", "high"], ["h"])]
+    nodes.append(make("MatMul", ["h", "v"], ["y"]))
+    ends = [[onnx.helper.make_tensor_value_info(name, 1, [1, size])] for name, size in (("x", 2), ("y", 2))]
+    tensors = [onnx.numpy_helper.from_array(t.round(2).astype(np.float32), name) for name, t in stored.items()]
+    graph = onnx.helper.make_graph(nodes, "net", *ends, tensors)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+def property_below(path, bound: float):
+    """x in [-1, 1]^2, and y <= bound is the counterexample."""
+    text = "".join(f"(declare-const {n} Real)" for n in ("X_0", "X_1", "Y_0", "Y_1"))
+    text += "".join(f"(assert (>= {n} -1))(assert (<= {n} 1))" for n in ("X_0", "X_1"))
+    path.write_text(f"{text}(assert (<= Y_0 {bound}))")
+
+
+def plugin_at_work(plugin, laws: str, method: str, folder) -> list[str]:
+    """In a process of its own: the laws, then `verify` of a property that holds and of one that does not, `bound`, and
+    `certify` of three points. Gives back what the commands print, after their exit codes are checked.
+    """
+    import numpy as np
+
+    small_network(folder / "net.onnx")
+    np.savez(folder / "data.npz", x=np.array([[0.5, -0.5], [0.0, 0.0], [-0.9, 0.9]], dtype=np.float32), y=[1, 1, 0])
+    property_below(folder / "holds.vnnlib", -3.2)  # intervals alone give -3.85
+    property_below(folder / "fails.vnnlib", -2.0)
+    options = ["--plugin", str(plugin), "--method", method]
+    model = str(folder / "net.onnx")
+    commands = [["verify", model, str(folder / f"{name}.vnnlib"), *options] for name in ("holds", "fails")]
+    commands.append(["bound", model, str(folder / "holds.vnnlib"), *options])
+    commands.append(["certify", model, str(folder / "data.npz"), "--eps", "0.01", "--clip", "none", *options])
+    script = (
+        "from absdom import registry, testing\nfrom absdom.cli.main import main\n"
+        f"registry.load_plugin({str(plugin)!r})\n{laws}\n"
+        f"for command in {commands!r}:\n    print('=====')\n    print('exit code', main(command))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = done.stdout.split("=====\n")[1:]
+    codes = [int(text.rsplit("exit code ", 1)[1]) for text in printed]
+    assert codes == [0, 1, 0, 0], done.stdout + done.stderr
+    return printed
+
+
+def test_05_own_domain(root, tmp_path):
+    plugin = root / "examples" / "05_own_domain.py"
+    assert len(plugin.read_text().splitlines()) < 150
+    laws = (
+        "cases = {c.name: c for c in testing.standard_cases()}\n"
+        "names = 'Conv', 'Concat', 'Tanh', 'MaxPool'\n"
+        "testing.check_domain('ball-image', [cases[n] for n in names])\n"
+        "testing.check_gradients(cases['Relu'], 'ball-image')\n"
+    )
+    holds, fails, bound, certified = plugin_at_work(plugin, laws, "ball-image", tmp_path)
+    assert holds.startswith("unsat") and fails.startswith("sat") and "certified error" in certified
+    assert float(bound.splitlines()[1].split()[2]) > 0.05  # crown has 0.03, intervals have -0.65
+
+
+def test_06_own_layer_dual(root, tmp_path):
+    plugin = root / "examples" / "06_own_layer_dual.py"
+    assert len(plugin.read_text().splitlines()) < 40
+    laws = (
+        "from absdom.ops import Clip\n"
+        "forms = 'hardtanh', 'hardtanh(slope=parallel)'\n"
+        "testing.check_op(Clip(-1.0, 1.0), low=-3.0, high=2.5, recipes=forms, gradients=True)\n"
+        "cases = {c.name: c for c in testing.standard_cases()}\n"
+        "testing.check_domain('hardtanh', [cases[n] for n in ('Clip', 'Softmax')])\n"
+    )
+    holds, fails, *_ = plugin_at_work(plugin, laws, "hardtanh(slope=parallel)", tmp_path)
+    assert holds.startswith("unsat") and fails.startswith("sat")

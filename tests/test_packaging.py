@@ -16,12 +16,12 @@ SIBLINGS = ("frontends", "domains", "solvers")
 # Floors from the ground up; a module may import its own floor and lower ones.
 FLOORS = (
     ("types", "errors", "__init__"),
-    ("ir", "interface", "property", "encoding", "verdict", "registry"),
-    ("ops", "domain", "certificate", "rows", "sets", "arithmetic"),
+    ("ir", "interface", "input_set", "property", "datasets", "results", "encoding", "verdict", "registry"),
+    ("ops", "domain", "certificate", "rows", "set_parts", "sets", "arithmetic"),
     ("frontends", "passes", "plan", "domains"),
     ("pipeline", "problem", "solvers"),
-    ("api", "coverage"),
-    ("train", "testing", "testing_cases"),
+    ("api", "coverage", "certification", "radii"),
+    ("train", "testing", "testing_cases", "testing_rules"),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import zipfile
-import zlib
 
 from absdom.errors import PropertyError, UsageError
 
@@ -19,11 +17,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.npz",
         help="`x`, the centre, and optionally its `label`: every input near x has the label",
     )
-    group.add_argument("--eps", type=_radius, metavar="E", help="radius of the ball")
+    group.add_argument("--eps", type=radius, metavar="E", help="radius of the ball")
     group.add_argument("--norm", choices=tuple(NORMS), help="norm of the ball (default: inf)")
     group.add_argument("--label", type=_label, metavar="K", help="number of the label (default: the file's)")
     group.add_argument(
-        "--clip", nargs=2, type=_finite, metavar=("LOW", "HIGH"), help="range of the inputs (default: all numbers)"
+        "--clip", nargs=2, type=finite, metavar=("LOW", "HIGH"), help="range of the inputs (default: all numbers)"
     )
 
 
@@ -32,7 +30,7 @@ def asked_for(argv: list[str]) -> bool:
     return any(word.split("=")[0] == "--ball" for word in argv)
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -42,8 +40,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _radius(text: str) -> float:
-    value = _finite(text)
+def radius(text: str) -> float:
+    value = finite(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is negative: a radius is 0 or above")
     return value
@@ -88,16 +86,10 @@ def read(args: argparse.Namespace):
 
 def _load(path: str):
     """The arrays x and label (None where there is none) of an .npz file."""
-    import numpy as np
+    from absdom.datasets import read_npz
 
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x", "label") if name in file.files}
-            names = ", ".join(file.files) or "nothing"
-    except OSError as error:
-        raise PropertyError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error):
-        raise PropertyError(f"{path}: no .npz file of arrays: write it with numpy.savez({path!r}, x=x)") from None
+    arrays, held = read_npz(path, ("x", "label"))
+    names = ", ".join(held) or "nothing"
     if "x" not in arrays:
         raise PropertyError(f"{path}: has no array 'x', only {names}: write it with numpy.savez({path!r}, x=x)")
     label = arrays.get("label")

@@ -8,6 +8,9 @@ import math
 import sys
 
 from absdom.cli import ball, query
+from absdom.cli import certify as certifying
+from absdom.cli import distance as distances
+from absdom.cli.allocator import keep_freed_memory
 from absdom.cli.output import check_writable, to_json, write_atomic
 from absdom.errors import AbsdomError, UsageError
 
@@ -21,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _api(args: argparse.Namespace):
     """`absdom.api`, after the plug-ins of the command line have registered what they bring."""
+    keep_freed_memory()
     registry = importlib.import_module("absdom.registry")
     for path in args.plugin:
         try:
@@ -128,6 +132,16 @@ def bound(args: argparse.Namespace) -> int:
     return 0
 
 
+def certify(args: argparse.Namespace) -> int:
+    _api(args)
+    return certifying.run(args)
+
+
+def distance(args: argparse.Namespace) -> int:
+    _api(args)
+    return distances.run(args)
+
+
 def plan(args: argparse.Namespace) -> int:
     print(_api(args).plan(args.model, args.property, method=args.method))
     return 0
@@ -184,4 +198,4 @@ def campaign(args: argparse.Namespace) -> int:
     return 1 if outcome.wrong else 0
 
 
-COMMANDS = {f.__name__: f for f in (verify, bound, plan, supports, coverage, info, survey, campaign)}
+COMMANDS = {f.__name__: f for f in (verify, bound, certify, distance, plan, supports, coverage, info, survey, campaign)}

@@ -11,11 +11,12 @@ import traceback
 from typing import NoReturn
 
 from absdom import __version__
-from absdom.cli import ball, query
+from absdom.cli import ball, certify, distance, query
 from absdom.errors import AbsdomError, UsageError
 
 ERROR, INTERRUPTED = 2, 130
 DEVICES = ("auto", "cpu", "cuda")
+UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}  # of times, in seconds
 
 _EXIT_CODES = "exit codes of verify: 0 unsat (the property holds), 1 sat (violated), 2 error, 3 unknown, 4 timeout"
 
@@ -31,13 +32,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def positive_seconds(text: str) -> float:
-    """A number of seconds above 0; argparse turns the error into a message that names the option."""
+    """A time above 0 in seconds, also written `500ms`, `10s`, `2m`, `1h`; argparse turns the error into a message that
+    names the option."""
+    number, unit = next(((text[: -len(u)], u) for u in ("ms", "s", "m", "h") if text.endswith(u)), (text, "s"))
     try:
-        value = float(text)
+        value = float(number) * UNITS[unit]
     except ValueError:
         value = math.nan
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 (or 500ms, 10s, 2m, 1h)")
     return value
 
 
@@ -106,12 +109,20 @@ def build_parser(alone: bool = False) -> argparse.ArgumentParser:
     budget = _Parser(add_help=False)
     budget.add_argument(
         "--budget", type=positive_seconds, default=600.0, metavar="S",
-        help="take crown-ibp, or ibp, where more than S seconds are predicted (default: 600)",
+        help="seconds, by prediction: take crown-ibp, or ibp, where a method needs more (default: 600)",
     )  # fmt: skip
     bound = add("bound", [instance, plugin, budget], "print a lower bound of every row of the property")
-    bound.add_argument("--method", required=True, metavar="RECIPE", help="ibp, crown-ibp, crown, cap or a recipe")
+    bound.add_argument(
+        "--method", required=True, metavar="RECIPE",
+        help="ibp, crown-ibp, crown, cap or a recipe; auto: the most precise that the budget allows",
+    )  # fmt: skip
     bound.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     bound.add_argument("--json", metavar="FILE|-", help="write rows, seconds and peak_mb as JSON; -: to stdout")
+
+    certifying = add("certify", [plugin], "prove labels on balls around the items of a data set, and print the errors")
+    certify.add_options(certifying, positive_count, positive_seconds, DEVICES)
+    radii = add("distance", [model, plugin], "find the largest radii at which labels are proved, item by item")
+    distance.add_options(radii, positive_count, DEVICES)
 
     plan = add("plan", [instance, plugin], "print the steps, shapes and costs of a run")
     plan.add_argument("--method", default="crown", metavar="RECIPE", help="ibp, crown-ibp, crown, cap or a recipe")

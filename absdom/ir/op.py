@@ -232,6 +232,10 @@ class Block:
         """Adjoint: nu "G r *out" (G boxes, r rows each) -> "G r *in"."""
         raise ValueError(f"{type(self).__name__} has no transpose")
 
+    def apply(self, z):
+        """The map itself: z "G r *in" (G boxes, r values each) -> "G r *out"."""
+        raise ValueError(f"{type(self).__name__} is not applied")
+
     def reach(self, size):
         """The sum of |coefficient| x size: "B *in" -> "B *out"."""
         raise ValueError(f"{type(self).__name__} has no reach")
@@ -274,6 +278,13 @@ class Multivariate(Op):
     def planes(self, lowers, uppers, knobs: dict | None = None) -> tuple[PlaneMap, PlaneMap]:
         """A lower and an upper plane over the boxes of the inputs, valid for any knobs in [0, 1]."""
         raise ValueError(f"{self.name} has no planes")
+
+    def parallel(self, lowers, uppers) -> tuple[tuple, object, object]:
+        """(coefficients, low, high): one linear map for both sides; low <= f(z) - its value at z <= high, "B *out".
+
+        Coefficients are those of a PlaneMap; the ends hold in floating point. Here: no coefficients, and the image.
+        """
+        return (None,) * len(lowers), *self.image(lowers, uppers)
 
     def gather(self, parts):
         """Sum the products of a PlaneMap, one "B ..." tensor per input, to "B *out"."""

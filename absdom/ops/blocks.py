@@ -14,8 +14,8 @@ from absdom.ops.shape import unbroadcast
 class Contraction(Block):
     """Sum of value[..] z[..] over shared axes, as two einsum formulas. Axes of size 1 of `value` broadcast.
 
-    adjoint: from "G r *out" and "G *value" to "G r *in" before broadcasting; forward: from "B *value", "B *in" to
-    "B *out". `shape` is the input's own, which may have been broadcast. `axis`, if not None, is moved to the end first.
+    adjoint: from "G r *out" and "G *value" to "G r *in" before broadcasting; forward: from "G *value", "G r *in" to
+    "G r *out". `shape` is the input's own, which may have been broadcast. `axis`, if not None, moves to the end first.
     """
 
     value: torch.Tensor
@@ -33,7 +33,13 @@ class Contraction(Block):
             out = out.movedim(-1, self.axis + 2)
         return unbroadcast(out.flatten(0, 1), self.shape).reshape(*out.shape[:2], *self.shape)
 
+    def apply(self, z):
+        return self._forward(self.value, z)
+
     def reach(self, size):
+        return self._forward(self.value.abs(), size.unsqueeze(1)).squeeze(1)
+
+    def _forward(self, value, z):
         if self.axis is None:
-            return torch.einsum(self.forward, self.value.abs(), size)
-        return torch.einsum(self.forward, self.value.abs(), size.movedim(self.axis + 1, -1)).movedim(-1, self.axis + 1)
+            return torch.einsum(self.forward, value, z)
+        return torch.einsum(self.forward, value, z.movedim(self.axis + 2, -1)).movedim(-1, self.axis + 2)

@@ -10,7 +10,7 @@ import torch
 from absdom.ir.op import Composite, Multivariate, PlaneMap, _ulp
 from absdom.ops import affine, composite, functions
 from absdom.ops.affine import broadcast_type
-from absdom.ops.multivariate import tame
+from absdom.ops.multivariate import parallel_of_planes, tame
 from absdom.ops.products import SIDES, flatter, led, magnitude, mccormick
 from absdom.ops.shape import lead
 from absdom.registry import register_op
@@ -115,6 +115,9 @@ class Rescale(Multivariate):
             bias = torch.where(better, value - slopes[0] * centre - slopes[1] * middle, constant)
             out.append(PlaneMap(tuple(slopes), bias))
         return tuple(out)
+
+    def parallel(self, lowers, uppers):
+        return parallel_of_planes(self, lowers, uppers)
 
 
 def _root(x):

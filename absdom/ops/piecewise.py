@@ -195,10 +195,14 @@ class Clip(Elementwise):
         )  # fmt: skip
 
     def parallel_slope(self, lower, upper):
-        width = torch.where(upper > lower, upper - lower, torch.ones_like(lower))
-        chord_slope = (self.eval(upper) - self.eval(lower)) / width
-        inside = (lower >= self.low) & (upper <= self.high)
-        return torch.where(inside, torch.ones_like(lower), chord_slope.clamp(0, 1))
+        """The slope of the narrowest band: the chord's where one end is bent, and 2 / (1 + max(u, -l)) for hardtanh
+        with both (Wong 2020, equation 3.62, corrected), steeper than the chord."""
+        f_low, f_high = self.eval(lower), self.eval(upper)
+        width = torch.maximum(upper - f_low, f_high - lower)
+        bent = (f_high > f_low) & (width < inf)
+        zero, one = torch.zeros_like(width), torch.ones_like(width)
+        slope = torch.where(bent, f_high - f_low, zero) / torch.where(bent, width, one)
+        return torch.where((lower >= self.low) & (upper <= self.high), one, slope.clamp(0, 1))
 
     def band(self, lower, upper, slope):
         values = [self.eval(lower) - slope * lower, self.eval(upper) - slope * upper]

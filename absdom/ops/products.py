@@ -10,15 +10,15 @@ import torch
 from absdom.ir.op import Multivariate, PlaneMap, _ulp
 from absdom.ops.affine import broadcast_type, matmul_type
 from absdom.ops.blocks import Contraction
-from absdom.ops.multivariate import tame, widen
+from absdom.ops.multivariate import narrower, tame, widen
 from absdom.ops.shape import lead
 from absdom.registry import register_op
 
 PRODUCTS = 2**20  # of one matrix product and box: above it all its products share one choice of planes
 CHUNK = 2**22  # products that are held at once for an image
 # x "n k" and y "k m" with coefficients "n k m": the adjoint from rows "n m", and the sum for the result.
-LEFT = "gr...nm,g...nkm->gr...nk", "b...nkm,b...nk->b...nm"
-RIGHT = "gr...nm,g...nkm->gr...km", "b...nkm,b...km->b...nm"
+LEFT = "gr...nm,g...nkm->gr...nk", "g...nkm,gr...nk->gr...nm"
+RIGHT = "gr...nm,g...nkm->gr...km", "g...nkm,gr...km->gr...nm"
 SIDES = (("lower", -1), ("upper", 1))
 
 
@@ -51,6 +51,15 @@ def flatter(a, b, side: int):
 
 def magnitude(ends):
     return torch.maximum(ends[0].abs(), ends[1].abs())
+
+
+def middles(a, b):
+    """(centre, radius) of x, then of y: x y = cy x + cx y - cx cy + (x - cx) (y - cy), the last at most rx ry in size.
+
+    That band is half as wide as the one between two McCormick planes.
+    """
+    centres = [t[0] / 2 + t[1] / 2 for t in (a, b)]
+    return [(c, torch.maximum(t[1] - c, c - t[0])) for t, c in zip((a, b), centres, strict=True)]
 
 
 def mccormick(a, b, share, side: int):
@@ -95,6 +104,15 @@ class Product(Multivariate):
             zero = torch.zeros_like(bias)
             out.append(PlaneMap((torch.where(good, x, zero), torch.where(good, y, zero)), bias.where(good, constant)))
         return tuple(out)
+
+    def parallel(self, lowers, uppers):
+        (*a, good), (*b, fit) = (tame(*ends) for ends in led(lowers, uppers))
+        good, ((x, wide), (y, tall)) = good & fit, middles(a, b)
+        reach = 2 * magnitude(a) * magnitude(b)
+        slack = wide * tall + reach * _ulp(reach, 16) + torch.finfo(reach.dtype).tiny
+        low, high = self.image(lowers, uppers)
+        slopes = (torch.where(good, t, torch.zeros_like(slack)) for t in (y, x))
+        return tuple(slopes), (-(x * y) - slack).where(good, low), (slack - x * y).where(good, high)
 
 
 @register_op
@@ -157,6 +175,18 @@ class MatrixProduct(Multivariate):
             right = Contraction(y, *RIGHT, tuple(lowers[1].shape[1:]), terms)
             out.append(PlaneMap((left, right), bias))
         return tuple(out)
+
+    def parallel(self, lowers, uppers):
+        (*a, good), (*b, fit) = (tame(*ends) for ends in led(lowers, uppers))
+        known = good.all(-1, keepdim=True) & fit.all(-2, keepdim=True)
+        size, terms = a[0].shape[-1], 2 * max(a[0].shape[-2], b[0].shape[-1])
+        (x, wide), (y, tall) = middles(a, b)
+        reach = 2 * magnitude(a) @ magnitude(b)
+        slack = wide @ tall + reach * _ulp(reach, 16 + 2 * size) + torch.finfo(reach.dtype).tiny * (size + 1)
+        infinite = torch.full_like(slack, torch.inf)
+        left = Contraction(y.unsqueeze(-3), *LEFT, tuple(lowers[0].shape[1:]), terms)
+        right = Contraction(x.unsqueeze(-1), *RIGHT, tuple(lowers[1].shape[1:]), terms)
+        return (left, right), (-(x @ y) - slack).where(known, -infinite), (slack - x @ y).where(known, infinite)
 
 
 def _per_product(a, b, part=slice(None)):
@@ -224,6 +254,16 @@ class Quotient(Multivariate):
             out.append(PlaneMap(slopes, c.where(good, constant)))
         return tuple(out)
 
+    def parallel(self, lowers, uppers):
+        """Slopes of x * (1/y) about its centre, with the chord of 1/y."""
+        x, y, sign, good = _positive(lowers, uppers)
+        a, b = (1 / y[0] + 1 / y[1]) / 2, -(x[0] / 2 + x[1] / 2) / (y[0] * y[1])
+        low, high = _quotient_band(x, y, a, b)
+        image = self.image(lowers, uppers)
+        good = good & narrower(low, high, image)
+        slopes = (torch.where(good, sign * t, torch.zeros_like(low)) for t in (a, b))
+        return tuple(slopes), low.where(good, image[0]), high.where(good, image[1])
+
 
 def _positive(lowers, uppers):
     """x's ends and y's, both times -1 where y < 0; that sign; and the mask of what is fit (elsewhere y is 1)."""
@@ -245,6 +285,11 @@ def _quotient_plane(x, y, share, side: int):
 
     a = share * first[1] + (1 - share) * second[1]
     b = share * slope(first[0]) + (1 - share) * slope(second[0])
+    return a, b, _quotient_band(x, y, a, b)[(side + 1) // 2]
+
+
+def _quotient_band(x, y, a, b):
+    """Bounds of x / y - a x - b y for y > 0, exact but for what they are widened by."""
     ends = []
     for end in x:
         steep = b != 0
@@ -252,6 +297,6 @@ def _quotient_plane(x, y, share, side: int):
         turn = torch.minimum(torch.maximum(square, y[0].square()), y[1].square()).sqrt()
         ends += [end / t - b * t - a * end for t in (*y, turn)]
     c = torch.stack(ends)
-    reach = magnitude(x) * (a.abs() + reciprocal[1]) + b.abs() * y[1]
+    reach = magnitude(x) * (a.abs() + 1 / y[0]) + b.abs() * y[1]
     slack = reach * _ulp(reach, 16) + torch.finfo(reach.dtype).tiny
-    return a, b, (c.amin(0) - slack) if side < 0 else (c.amax(0) + slack)
+    return c.amin(0) - slack, c.amax(0) + slack

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from absdom.ir.op import Affine, Composite, Multivariate, PlaneMap, _ulp
-from absdom.ops import affine, discrete, piecewise, shape
+from absdom.ops import affine, discrete, multivariate, piecewise, shape
 from absdom.ops.affine import broadcast_type
+from absdom.ops.multivariate import narrower
+from absdom.ops.products import magnitude, middles
 from absdom.ops.shape import lead, unbroadcast
 from absdom.registry import register_op
 
@@ -73,6 +75,14 @@ class Maximum(Multivariate):
         upper = PlaneMap((weight, other), torch.where(decided, zero, torch.where(sloped, rise, high)))
         return lower, upper
 
+    def parallel(self, lowers, uppers):
+        """The slopes of the upper plane: max(a, b) - s a - (1 - s) b = relu(d) - s d >= 0 for d = a - b."""
+        _, upper = self.planes(lowers, uppers)
+        slack = _slack(*_aligned(lowers), *_aligned(uppers))  # the weights may not add up to 1
+        below = torch.where(upper.bias == 0, torch.zeros_like(slack), -slack)
+        sloped = sum(upper.coefficients) > 0
+        return upper.coefficients, torch.where(sloped, below, self.image(lowers, uppers)[0]), upper.bias
+
 
 @register_op
 @dataclass(frozen=True)
@@ -131,6 +141,11 @@ class ReduceMin(Multivariate):
         below = torch.where(dominated, zero, torch.where(share > 0, mixed, floor))
         coefficients = torch.where(dominated, chosen, share.expand_as(chosen))
         return PlaneMap((coefficients,), below), PlaneMap((chosen,), zero)
+
+    def parallel(self, lowers, uppers):
+        """The least is less the largest of the opposites."""
+        slopes, low, high = multivariate.ReduceMax(self.axis).parallel([-uppers[0]], [-lowers[0]])
+        return slopes, -high, -low
 
 
 @register_op
@@ -204,6 +219,23 @@ class Where(Multivariate):
         low, high = self.image(lowers, uppers)
         box = [t.expand_as(low) for t in (cl, cu, al, au, bl, bu)]
         return self._plane(box, low, -1), self._plane(box, high, 1)
+
+    def parallel(self, lowers, uppers):
+        """b + c d for d = a - b about its centre: cm d + dm c - cm dm +- rc rd."""
+        (cl, al, bl), (cu, au, bu) = _aligned(lowers), _aligned(uppers)
+        image = self.image(lowers, uppers)
+        zero = torch.zeros_like(image[0])
+        sure = ((cl == cu) & ((cl == 0) | (cl == 1))).expand_as(zero)
+        finite = torch.stack([t.expand_as(zero) for t in (cl, cu, al, au, bl, bu)]).isfinite().all(0) & ~sure
+        c, a, b = ([torch.where(finite, t, zero) for t in ends] for ends in ((cl, cu), (al, au), (bl, bu)))
+        (middle, rc), (apart, rd) = middles(c, (a[0] - b[1], a[1] - b[0]))
+        size = (magnitude(a) + magnitude(b)) * (1 + magnitude(c))
+        slack = rc * rd + size * _ulp(size, 32) + torch.finfo(size.dtype).tiny
+        low, high = -(middle * apart) - slack, slack - middle * apart
+        good = finite & narrower(low, high, image)
+        weight = torch.where(sure, cl, torch.where(good, middle, zero))
+        slopes = torch.where(good, apart, zero), weight, torch.where(sure | good, 1 - weight, zero)
+        return slopes, *(torch.where(good, t, torch.where(sure, zero, end)) for t, end in zip((low, high), image))
 
     @staticmethod
     def _plane(box, end, side) -> PlaneMap:

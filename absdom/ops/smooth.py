@@ -145,8 +145,19 @@ class Smooth(Elementwise):
         return Lines(*found)
 
     def parallel_slope(self, lower, upper):
+        """The slope of the narrowest band: of a convex or concave function the chord, else the best of three."""
         lines = self.lines(lower, upper, self.initial(lower, upper))
-        return (lines.lower_slope + lines.upper_slope) / 2
+        if len(self.curvature) == 1:
+            return lines.upper_slope if self.curvature[0] > 0 else lines.lower_slope
+        best = least = None
+        for slope in ((lines.lower_slope + lines.upper_slope) / 2, lines.lower_slope, lines.upper_slope):
+            low, high = self.band(lower, upper, slope)
+            if best is None:
+                best, least = slope, high - low
+            else:
+                better = high - low < least
+                best, least = torch.where(better, slope, best), torch.where(better, high - low, least)
+        return best
 
     # How it is found.
 
@@ -295,11 +306,26 @@ class SShaped(Smooth):
         low, high = (lower, upper) if sign > 0 else (-upper, -lower)
         middle = (low + high) / 2
         tangent = self.derivative(middle)
+        point = self._contact(low, high)
+        touches = (low >= 0) | (middle >= point)
+        return torch.where(touches, tangent, self._bridge(low, point, tangent))
+
+    def _contact(self, low, high):
+        """Where the line above f that leaves (low, f(low)) touches f again."""
+        steep = self.derivative(low.detach())
         with torch.no_grad():
             point = high.clamp(min=0)
             for _ in range(STEPS):  # Newton's steps, which come down to the tangent point from the right
-                slope = self._bridge(low, point, tangent)
-                point = torch.minimum(self.stationary(slope, 1), high)
-        point = torch.where(point == high, high, point)
-        touches = (low >= 0) | (middle >= point)
-        return torch.where(touches, tangent, self._bridge(low, point, tangent))
+                point = torch.minimum(self.stationary(self._bridge(low, point, steep), 1), high)
+        return torch.where(point == high, high, point)
+
+    def parallel_slope(self, lower, upper):
+        """The smaller slope of the line above that leaves the lower end and of the line below that leaves the upper.
+
+        With less slope a band is as wide as from one contact to the other, and narrows as the slope grows; with more,
+        from an end to the contact on its own side, and widens.
+        """
+        lower, upper, known = self._known(lower, upper)
+        sides = (lower, upper), (-upper, -lower)
+        slope = torch.minimum(*(self._bridge(a, self._contact(a, b), self.derivative(a)) for a, b in sides))
+        return torch.where(known & torch.isfinite(slope), slope, torch.zeros_like(slope))

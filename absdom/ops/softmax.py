@@ -19,9 +19,9 @@ from math import log
 
 import torch
 
-from absdom.ir.op import Multivariate, PlaneMap, _ulp
+from absdom.ir.op import Multivariate, PlaneMap, _down, _ulp, _up
 from absdom.ops.blocks import Contraction
-from absdom.ops.multivariate import interval_planes, tame
+from absdom.ops.multivariate import halfway, interval_planes, narrower, parallel_of_planes, tame
 from absdom.registry import register_op
 
 
@@ -105,11 +105,11 @@ def raised(low, high):
     """Bounds with what a mask has put out of reach raised to where its exp is still 0 beside the rest.
 
     Masks of attention are as low as floats go; taken as they are, their size alone would drown the rest in rounding.
-    No coefficient of what is raised survives either: the slopes of the sigmoid underflow there.
+    The third value is the mask of what was raised: a plane is right there as a constant only.
     """
     floor = low.amax(-1, keepdim=True) + log(torch.finfo(low.dtype).tiny) - 72
     gone = high < floor
-    return torch.where(gone, floor, low), torch.where(gone, floor, high)
+    return torch.where(gone, floor, low), torch.where(gone, floor, high), gone
 
 
 def centre_of(low, high):
@@ -118,8 +118,25 @@ def centre_of(low, high):
 
 def along(block, x, axis: int) -> Contraction:
     """Coefficients "B .. n n" of a function of x along one axis."""
-    formulas = "gr...i,g...ij->gr...j", "b...ij,b...j->b...i"
+    formulas = "gr...i,g...ij->gr...j", "g...ij,gr...j->gr...i"
     return Contraction(block, *formulas, tuple(x.shape[1:]), x.shape[axis + 1], axis)
+
+
+def parallel_along(op, lowers, uppers):
+    """`Multivariate.parallel` of a function along one axis: half way between its planes, where that beats the image."""
+    below, above = op.planes(lowers, uppers)
+    (p,), (q,), axis = below.coefficients, above.coefficients, op.axis + 1
+    image = op.image(lowers, uppers)
+    if p is None:
+        return (None,), *image
+    low, high, _ = (t.movedim(axis, -1).unsqueeze(-2) for t in tame(lowers[0], uppers[0]))
+    slope, *parts = halfway(p.value, q.value, low, high)
+    down, up, size = (t.sum(-1).movedim(-1, axis) for t in parts)
+    slack = size * _ulp(size, 8 + 2 * low.shape[-1]) + torch.finfo(size.dtype).tiny
+    low, high = _down(below.bias, down) - slack, _up(above.bias, up) + slack
+    better = narrower(low, high, image)
+    slope = torch.where(better.movedim(axis, -1).unsqueeze(-1), slope, torch.zeros_like(slope))
+    return (along(slope, lowers[0], op.axis),), torch.where(better, low, image[0]), torch.where(better, high, image[1])
 
 
 @register_op
@@ -140,7 +157,7 @@ class Softmax(Multivariate):
         axis, size = self.axis + 1, lowers[0].shape[self.axis + 1]
         if size == 1:
             return torch.ones_like(lowers[0]), torch.ones_like(uppers[0])
-        low, high = raised(*(t.movedim(axis, -1) for t in (lowers[0], uppers[0])))
+        low, high, _ = raised(*(t.movedim(axis, -1) for t in (lowers[0], uppers[0])))
         slack, tiny = rounding_of(low, high), torch.finfo(low.dtype).tiny
         bottom, top = (torch.sigmoid(-log_sum(others(b, a))[0]) for a, b in ((low, high), (high, low)))
         bottom = torch.nan_to_num(bottom * (1 - slack) - tiny, nan=0.0).clamp(min=0)
@@ -153,7 +170,8 @@ class Softmax(Multivariate):
         if size == 1:
             return interval_planes(self, lowers, uppers)
         image = [t.movedim(axis, -1) for t in self.image(lowers, uppers)]
-        low, high, good = tame(*raised(*(t.movedim(axis, -1) for t in (lowers[0], uppers[0]))))
+        low, high, gone = raised(*(t.movedim(axis, -1) for t in (lowers[0], uppers[0])))
+        low, high, good = tame(low, high)
         good = good.all(-1, keepdim=True)
         centre = centre_of(low, high)
         reach, rounding = torch.maximum(low.abs(), high.abs()).amax(-1, keepdim=True), _ulp(low, 16 + 4 * size)
@@ -170,12 +188,16 @@ class Softmax(Multivariate):
             slack = (slope * (reach + 1) + value.abs()) * rounding + (1 + reach) * torch.finfo(low.dtype).tiny
             value = value + side * slack
             block = slope.unsqueeze(-1) * (torch.eye(size, dtype=low.dtype, device=low.device) - shares)
+            block = block.masked_fill(gone.unsqueeze(-2), 0.0)
             bias = value - (block * centre.unsqueeze(-2)).sum(-1)
             better = good & (side * value < side * constant)
             block = torch.where(better.unsqueeze(-1), block, torch.zeros_like(block))
             bias = torch.where(better, bias, constant).movedim(-1, axis)
             out.append(PlaneMap((along(block, lowers[0], self.axis),), bias))
         return tuple(out)
+
+    def parallel(self, lowers, uppers):
+        return parallel_along(self, lowers, uppers)
 
 
 @register_op
@@ -217,6 +239,9 @@ class LogSumExp(Multivariate):
             bias = torch.where(better, value - (slopes * centre).sum(-1), constant)
             out.append(PlaneMap((slopes.movedim(-1, axis),), bias.unsqueeze(axis)))
         return tuple(out)
+
+    def parallel(self, lowers, uppers):
+        return parallel_of_planes(self, lowers, uppers)
 
 
 @register_op
@@ -262,6 +287,9 @@ class LogSoftmax(Multivariate):
             bias = torch.where(better, value - (block * centre.unsqueeze(-2)).sum(-1), constant)
             out.append(PlaneMap((along(block, lowers[0], self.axis),), bias.movedim(-1, axis)))
         return tuple(out)
+
+    def parallel(self, lowers, uppers):
+        return parallel_along(self, lowers, uppers)
 
 
 def _softplus(x):

@@ -30,11 +30,17 @@ class Tighten:
     """Select the neurons of `sweep.start` that a reader cannot treat exactly, sweep +-e_i from them, meet.
 
     `readers`: (reader node, position of its input, moves between the start and the reader, nearest to it last).
+    `exact_on_boxes`: intervals are exact there unless the input sets are more than boxes, so that boxes need no sweep.
     """
 
     sweep: Sweep
     readers: tuple[tuple[int, int, tuple[int, ...]], ...]
     duals: tuple[Dual, ...]
+    exact_on_boxes: bool = False
+
+    def needed(self, parts: tuple) -> bool:
+        """Is there anything to tighten on input sets with these parts?"""
+        return bool(parts) or not self.exact_on_boxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +86,8 @@ class Schedule:
                 for i in stage.nodes:
                     lines.append(f"forward  {_line(graph, i)}  {memory.flops(graph, i) * 2:.3g} flop/box")
             else:
-                lines.append(f"select   %{stage.sweep.start}: neurons that {_readers(stage)} cannot treat exactly")
+                start, sets = stage.sweep.start, " (none on boxes)" if stage.exact_on_boxes else ""
+                lines.append(f"select   %{start}: neurons that {_readers(stage)} cannot treat exactly{sets}")
                 lines.append("  duals: " + ", ".join(map(repr, stage.duals)))
                 lines += _sweep_lines(graph, stage.sweep, "  pull   ")
         lines.append(f"rows     at %{self.target}")

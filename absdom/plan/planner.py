@@ -124,7 +124,7 @@ def _stages(graph: Graph, order: tuple[int, ...], inner: Mapping[int, tuple]) ->
             moves = sorted({m for _, _, path in wanted[i] for m in path})
             pending += moves
             stages.append(ForwardStage(tuple(pending)))
-            stages.append(Tighten(sweep_from(graph, i), tuple(wanted[i]), inner[i]))
+            stages.append(Tighten(sweep_from(graph, i), tuple(wanted[i]), inner[i], interval_is_exact(graph, i)))
             # The moves again, from the tightened bounds.
             pending = moves
             done.update(moves)
@@ -135,8 +135,8 @@ def _stages(graph: Graph, order: tuple[int, ...], inner: Mapping[int, tuple]) ->
 def _tighten_points(graph: Graph, order: tuple[int, ...]) -> dict[int, list[tuple[int, int, tuple[int, ...]]]]:
     """Nodes whose bounds are worth a sweep -> the nonlinear readers that want them.
 
-    A reader behind ops that only move elements is served at the node in front of the moves. Where interval arithmetic
-    is exact already (one affine layer behind the inputs) nothing is swept.
+    A reader behind ops that only move elements is served at the node in front of the moves. Nothing is swept from the
+    inputs themselves.
     """
     points: dict[int, list] = {}
     for reader in order:
@@ -148,7 +148,7 @@ def _tighten_points(graph: Graph, order: tuple[int, ...]) -> dict[int, list[tupl
             while _is_plain_move(graph, start):
                 path.append(start)
                 start = graph.nodes[start].inputs[0]
-            if not interval_is_exact(graph, start):
+            if not isinstance(graph.nodes[start].op, Input):
                 points.setdefault(start, []).append((reader, position, tuple(reversed(path))))
     return points
 

@@ -13,8 +13,9 @@ from absdom.errors import Deadline
 from absdom.ir.graph import Graph
 from absdom.ir.op import At, Input, Param
 from absdom.plan.context import Context
+from absdom.plan.first_layer import over_balls
 from absdom.plan.plan import Schedule, Tighten
-from absdom.plan.sweeps import NEVER, sweep
+from absdom.plan.sweeps import NEVER, concretize, sweep
 from absdom.rows import Rows
 from absdom.sets import InputBatch
 from absdom.types import Clock
@@ -117,6 +118,13 @@ def tighten(context, stage: Tighten, batch, bounds, relaxations, clock) -> NodeB
     """Select, then sweep: rows +e_i and -e_i for the neurons that some reader cannot treat exactly."""
     start = stage.sweep.start
     own = bounds[start]
+    if not stage.needed(batch.parts):
+        return own
+    if stage.exact_on_boxes and (whole := over_balls(context, start, batch, clock, propagate)) is not None:
+        own = own.meet(whole, "balls")
+        if not batch.ball.clipped:
+            return own
+        bounds = {**bounds, start: own}
     box, position = select(context, stage, bounds)
     if len(position) == 0:
         return own
@@ -214,7 +222,8 @@ def row_bounds(
     best = no_nan(sweep(context, schedule.final, None, batch, bounds, rows, relaxations, clock=clock), -torch.inf)
     for domain, state in (states or {}).items():
         found = domain.bound_rows(state, rows, arithmetic)
-        best = best if found is None else torch.maximum(best, no_nan(found, -torch.inf))
+        found = concretize(rows, target, arithmetic) if found is None else found
+        best = torch.maximum(best, no_nan(found, -torch.inf))
     for recipe in schedule.duals:
         found = sweep(context, schedule.final, recipe, batch, bounds, rows, relaxations, clock=clock, **more)
         best = found if more.get("trace") is not None else torch.maximum(best, no_nan(found, -torch.inf))

@@ -123,7 +123,7 @@ def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constr
             continue
         place = context.place(i, bounds, knobs.get(i, {}))
         if recipe is None and not isinstance(place.op, Affine):
-            terms.append(_concretize(nu, bounds[i], arithmetic))
+            terms.append(concretize(nu, bounds[i], arithmetic))
             continue
         dual = _dual(recipe, place.op)
         key = (recipe, i)
@@ -154,7 +154,7 @@ def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constr
     return total
 
 
-def _concretize(nu: Rows, bounds: NodeBounds, arithmetic: Arithmetic) -> torch.Tensor:
+def concretize(nu: Rows, bounds: NodeBounds, arithmetic: Arithmetic) -> torch.Tensor:
     """A lower bound of <nu, z> over the node's own interval."""
     value = nu.dot_signed(bounds.lower, bounds.upper)
     if arithmetic.charged:
@@ -227,5 +227,3 @@ def sensitivity(context: Context, bounds, rows: Rows, relaxations: Mapping) -> t
                 j = graph.nodes[i].inputs[position]
                 pending[j] = pending[j] + part if j in pending else part
     return input_slopes(graph, pending, rows)
-
-

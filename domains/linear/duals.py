@@ -14,6 +14,7 @@ from absdom.domain import AffineDual, KnobStart, LayerDual
 from absdom.domains.interval import with_parameters
 from absdom.domains.linear.recipe import Linear
 from absdom.ir.op import Affine, Block, Elementwise, Lines, Multivariate, PlaneMap
+from absdom.ops.multivariate import interval_planes
 from absdom.ops.shape import lead
 from absdom.registry import register_rule
 
@@ -36,10 +37,13 @@ class ElementwiseDual(LayerDual):
         bounds = place.inputs[0]
         return starts(place.op.initial(bounds.lower, bounds.upper), recipe)
 
-    def relax(self, place, recipe):
+    def lines(self, place, recipe) -> Lines:
+        """The lines below and above the function at this place."""
         bounds = place.inputs[0]
-        lines = choose_lines(place.op, bounds.lower, bounds.upper, recipe.slope, place.knobs)
-        charge = None
+        return choose_lines(place.op, bounds.lower, bounds.upper, recipe.slope, place.knobs)
+
+    def relax(self, place, recipe):
+        bounds, lines, charge = place.inputs[0], self.lines(place, recipe), None
         if place.arithmetic.charged:
             slope = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
             bias = torch.maximum(lines.lower_bias.abs(), lines.upper_bias.abs())
@@ -71,8 +75,13 @@ def choose_lines(op: Elementwise, lower, upper, slope: str, knobs) -> Lines:
     return Lines(both, low, both, high)
 
 
-def choose_planes(op: Multivariate, lowers, uppers, knobs) -> tuple[PlaneMap, PlaneMap]:
-    """The planes of `op`; knobs, where given, replace the adaptive choice."""
+def choose_planes(op: Multivariate, lowers, uppers, slope: str, knobs) -> tuple[PlaneMap, PlaneMap]:
+    """The planes of `op` by the recipe's choice of slopes; knobs, where given, replace the adaptive choice."""
+    if slope == "parallel" and not knobs:
+        both, low, high = op.parallel(lowers, uppers)
+        return PlaneMap(both, low), PlaneMap(both, high)
+    if slope == "flat" and not knobs:
+        return interval_planes(op, lowers, uppers)
     if not op.knobs:
         return op.planes(lowers, uppers)
     return op.planes(lowers, uppers, {**op.initial(lowers, uppers), **knobs})
@@ -87,7 +96,8 @@ class MultivariateDual(LayerDual):
 
     def relax(self, place, recipe):
         bounds = with_parameters(place.inputs, place.at, place.errors)
-        lower, upper = choose_planes(place.op, [b.lower for b in bounds], [b.upper for b in bounds], place.knobs)
+        lowers, uppers = [b.lower for b in bounds], [b.upper for b in bounds]
+        lower, upper = choose_planes(place.op, lowers, uppers, recipe.slope, place.knobs)
         charge = None
         if place.arithmetic.charged:
             arithmetic = place.arithmetic

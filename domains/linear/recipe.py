@@ -19,7 +19,7 @@ class Linear(Dual):
     """Linear bounds by back-substitution (Zhang et al. 2018; Wong and Kolter 2018; the same dual for equal slopes).
 
     pre: the recipe of the bounds that lines are built from; None: this recipe, layer by layer, from unstable neurons.
-    slope: `adaptive` (CROWN), `parallel` (CAP: both lines with one slope) or `flat` (constant lines: interval).
+    slope: `adaptive` (CROWN), `parallel` (CAP: both lines, or planes, with one slope) or `flat` (constants: interval).
     """
 
     pre: Recipe | None = None

@@ -103,7 +103,7 @@ class InputSplit:
         per_box = sum(
             2 * graph.nodes[s.sweep.start].type.numel * sum(memory.flops(graph, i) for i in s.sweep.nodes)
             for s in self.context.schedule.stages
-            if isinstance(s, Tighten)
+            if isinstance(s, Tighten) and s.needed(self.inputs.parts)
         )
         by_bytes = memory.CHUNK_BYTES // memory.box_bytes(graph, 8)
         return int(np.clip(FLOPS_PER_ROUND / max(per_box, 1), 2, min(LARGEST_BATCH, by_bytes)))
@@ -133,6 +133,9 @@ class InputSplit:
 
     def _bound(self, leaves: Leaves) -> Leaves:
         """Bound the leaves, close what is refuted, shrink the rest, choose their cuts; give back the open ones."""
+        leaves = self._with_points(leaves)
+        if len(leaves) == 0:
+            return leaves
         leaf, slot, row = self.table.rows(leaves.box, leaves.open)
         value, slopes, steep, points = self._planes(leaves, leaf, row)
         self.bounded += len(leaves)
@@ -146,9 +149,17 @@ class InputSplit:
         self._shrink(leaves, leaf[live], slot[live], value[live], slopes[live])
         return leaves.take(leaves.open.any(1))
 
+    def _with_points(self, leaves: Leaves) -> Leaves:
+        """Without the leaves whose boxes the other parts of the set surely miss."""
+        if not self.inputs.parts:
+            return leaves
+        with torch.no_grad():
+            empty = InputBatch.of(self._sets(leaves), self.context.arithmetic).empty(self.context.arithmetic)
+        return leaves.take(~empty.cpu().numpy())
+
     def _planes(self, leaves: Leaves, leaf, row):
         """Per row: its plane's proved lower bound over the leaf, the plane's slopes g "R n", how steep the row can be
-        along each input "R n", and the corner where the plane is lowest "R n"."""
+        along each input "R n", and the point where the plane is lowest "R n"."""
         context, arithmetic = self.context, self.context.arithmetic
         with torch.no_grad():
             batch = InputBatch.of(self._sets(leaves), arithmetic)
@@ -159,9 +170,9 @@ class InputSplit:
             d = arithmetic.tensor(self.spec.d[row])
             value = run.row_bounds(context, batch, bounds, rows, d, relaxations, self.clock, trace=seen)
             steep = sweeps.sensitivity(context, bounds, rows, relaxations).cpu().numpy()
-            slopes = sweeps.input_slopes(context.graph, seen, rows).cpu().numpy()
-        points = np.where(slopes > 0, leaves.lower[leaf], leaves.upper[leaf])
-        return value.cpu().numpy(), slopes, steep, points
+            slopes = sweeps.input_slopes(context.graph, seen, rows)
+            points = batch.select(torch.as_tensor(leaf, device=C.device)).lowest(slopes[:, None])[:, 0]
+        return value.cpu().numpy(), slopes.cpu().numpy(), steep, points.cpu().numpy()
 
     def _shrink(self, leaves: Leaves, leaf, slot, value, slopes) -> None:
         """Keep of each leaf the hull, over its open clauses, of where all rows of the clause can be <= 0.
@@ -169,8 +180,8 @@ class InputSplit:
         With m_j = min of g_j x_j on the leaf and v = h + sum m_j the row's bound, a point with g.x + h <= 0 has
         g_i x_i <= m_i - v. The slack pays for every rounding here; v was charged before.
         """
-        if self.inputs.centre is not None:
-            return  # v was taken over the ball, not over the box
+        if self.inputs.parts:
+            return  # v was taken over what the parts leave of the box
         low, high = leaves.lower[leaf], leaves.upper[leaf]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             least = np.minimum(slopes * low, slopes * high)

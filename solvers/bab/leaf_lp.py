@@ -45,9 +45,9 @@ class _Program:
     def __init__(self, search, leaf):
         self.search, self.leaf = search, leaf
         self.bounds = search.bounds(search.proof, leaf.phase)
-        exact = Arithmetic(torch.float64)
-        self.context = search.problem.engine.context(search.recipe, exact)
-        self.batch = InputBatch.of(search.problem.property.inputs.select([search.box]), exact)
+        self.exact = Arithmetic(torch.float64)
+        self.context = search.problem.engine.context(search.recipe, self.exact)
+        self.batch = InputBatch.of(search.problem.property.inputs.select([search.box]), self.exact)
         self.low, self.high = (t[0].cpu().numpy() for t in (self.batch.lower, self.batch.upper))
         row, _ = search.rows(leaf)
         spec = search.spec
@@ -70,7 +70,7 @@ class _Program:
         seen: dict = {}
         value = sweeps.sweep(self.context, plan, self.search.recipe, self.batch, self.bounds, rows, {}, trace=seen)
         g = sweeps.input_slopes(self.search.graph, seen, rows)
-        return g.cpu().numpy(), (value - torch.minimum(g * self.batch.lower, g * self.batch.upper).sum(1)).cpu().numpy()
+        return g.cpu().numpy(), (value - self.batch.support(Rows.dense_rows(g, 1), self.exact)).cpu().numpy()
 
     def solve(self):
         """(weights of the rows, multipliers of the splits, point or None); weights None: the LP gave no answer."""

@@ -280,7 +280,8 @@ class ReluSplit:
         batch = self.batch[self.search]
         slopes = sweeps.input_slopes(self.graph, trace, trace[self.search.schedule.target])
         row, leaf = self.rows(leaves)
-        points = torch.where(slopes > 0, batch.lower, batch.upper)
+        points = batch.select(torch.zeros(len(slopes), dtype=torch.long, device=slopes.device))
+        points = points.lowest(slopes[:, None])[:, 0]
         y = run.evaluate(self.search, points).double().cpu().numpy()
         own = np.asarray(self.spec.C[row].multiply(y).sum(1)).ravel() + self.spec.d[row]
         candidates = np.flatnonzero(own <= 0)

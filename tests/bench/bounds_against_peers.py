@@ -23,7 +23,7 @@ from absdom.arithmetic import SEARCH
 from absdom.plan.recipes import parse_recipe
 from absdom.problem import bound_rows
 
-METHODS = {"IBP": "ibp", "CROWN-IBP": "crown-ibp", "CROWN": "crown"}
+METHODS = {"IBP": "ibp", "CROWN-IBP": "crown-ibp", "forward": "forward", "CROWN": "crown"}
 
 
 def main() -> None:

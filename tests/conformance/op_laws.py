@@ -144,7 +144,7 @@ def check_knobs(case: testing.Case, seed: int) -> None:
     """Any knobs in [0, 1] give valid bounds, not only those that the ops choose."""
     generator = torch.Generator().manual_seed(seed)
     context = run.prepare(make_schedule(case.graph, parse_recipe("crown")), PROOF)
-    batch, plan = InputBatch(case.lower, case.upper, None, None, inf), context.schedule.final
+    batch, plan = InputBatch(case.lower, case.upper), context.schedule.final
     bounds, knobs = run.propagate(context, batch), {}
     for i in plan.nodes:
         op = case.graph.nodes[i].op
@@ -178,7 +178,7 @@ def check_knobs(case: testing.Case, seed: int) -> None:
 def check_layouts(case: testing.Case, seed: int) -> None:
     """Rows give one answer however they are kept: one-hot or dense, box by box or ragged and in any order."""
     context = run.prepare(make_schedule(case.graph, parse_recipe("crown")), testing.FLOAT64)
-    batch = InputBatch(case.lower, case.upper, None, None, inf)
+    batch = InputBatch(case.lower, case.upper)
     with torch.no_grad():
         bounds = run.propagate(context, batch)
     shape, boxes = case.graph.nodes[context.schedule.target].type.shape, len(case.lower)
@@ -214,7 +214,7 @@ def scale_per_box(case: testing.Case) -> torch.Tensor:
     """The largest magnitude of any node (and weight) per box, "B"; infinite where nothing is known."""
     context = run.prepare(make_schedule(case.graph, parse_recipe("interval")), testing.FLOAT64)
     with torch.no_grad():
-        bounds = run.propagate(context, InputBatch(case.lower, case.upper, None, None, inf))
+        bounds = run.propagate(context, InputBatch(case.lower, case.upper))
     largest = torch.stack([b.magnitude().reshape(len(case.lower), -1).amax(1) for b in bounds.values()]).amax(0)
     weights = [float(t.abs().max()) for t in case.graph.params.values() if t.numel()]
     return largest.clamp(min=max([1.0, *weights]))
@@ -240,7 +240,7 @@ def check_finite_gradients(case: testing.Case) -> None:
     ends = [t.clone().requires_grad_() for t in (case.lower, case.upper)]
     for recipe in ("crown-ibp", "cap"):
         context = run.prepare(make_schedule(case.graph, parse_recipe(recipe)), testing.FLOAT64)
-        found = run.node_bounds(context, InputBatch(*ends, None, None, inf))
+        found = run.node_bounds(context, InputBatch(*ends))
         known = [t[t.isfinite()].sum() for t in (found.lower, found.upper)]
         total = known[0] + known[1]
         if total.requires_grad:

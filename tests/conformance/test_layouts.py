@@ -23,7 +23,7 @@ def place(seed: int, recipe: str = "crown", arithmetic=FLOAT64, boxes: int = 3):
     n = sum(graph.nodes[i].type.numel for i in graph.inputs)
     low, high = random_boxes(seed, n, "normal", boxes)
     context = run.prepare(make_schedule(graph, parse_recipe(recipe)), arithmetic)
-    batch = InputBatch(low, high, None, None, float("inf"))
+    batch = InputBatch(low, high)
     return context, batch, run.propagate(context, batch)
 
 
@@ -74,7 +74,7 @@ def test_ragged_rows_are_rectangular_rows_and_boxes_one_at_a_time(seed):
     order = torch.tensor([4, 1, 0, 3, 5, 2])
     close(together[order], swept(context, batch, bounds, start, Rows.dense_rows(data[order], 3, box[order])))
     for b in range(3):
-        one = InputBatch(batch.lower[b : b + 1], batch.upper[b : b + 1], None, None, float("inf"))
+        one = InputBatch(batch.lower[b : b + 1], batch.upper[b : b + 1])
         alone = swept(
             context, one, run.propagate(context, one), start, Rows.dense_rows(data[numel * b : numel * b + 2], 1)
         )
@@ -101,8 +101,8 @@ def test_rows_that_differ_per_box_are_grouped_or_not_with_one_result():
         low, high = random_boxes(seed, n, "normal", 5)
         high = low + (high - low) * torch.tensor([1.0, 1e-6, 0.0, 3.0, 1e-3], dtype=torch.float64)[:, None]
         context = run.prepare(make_schedule(graph, parse_recipe("crown")), FLOAT64)
-        together = run.node_bounds(context, InputBatch(low, high, None, None, float("inf")))
+        together = run.node_bounds(context, InputBatch(low, high))
         for b in range(5):
-            alone = run.node_bounds(context, InputBatch(low[b : b + 1], high[b : b + 1], None, None, float("inf")))
+            alone = run.node_bounds(context, InputBatch(low[b : b + 1], high[b : b + 1]))
             close(together.lower[b], alone.lower[0])
             close(together.upper[b], alone.upper[0])

@@ -128,7 +128,7 @@ def test_balls_through_a_convolution(norm):
 
 
 def inputs_radius(inputs, b, centre):
-    return float(inputs.radius[b]) if inputs.radius is not None else float((inputs.upper - centre)[b].max())
+    return float(inputs.parts[0].radius[b, 0]) if inputs.parts else float((inputs.upper - centre)[b].max())
 
 
 @pytest.mark.parametrize("norm", [1, 2])

@@ -57,7 +57,7 @@ def setting(arithmetic, method="crown"):
     graph = network()
     context = run.prepare(make_schedule(graph, parse_recipe(method)), arithmetic)
     low = torch.tensor([[-1.0, -0.5, 0.0], [0.2, -1.0, -1.0]], dtype=torch.float64)
-    batch = InputBatch(low, low + torch.tensor([1.5, 1.0, 0.7], dtype=torch.float64), None, None, float("inf"))
+    batch = InputBatch(low, low + torch.tensor([1.5, 1.0, 0.7], dtype=torch.float64))
     bounds = run.propagate(context, batch)
     generator = torch.Generator().manual_seed(1)
     share = torch.rand((BOXES, POINTS, 3), generator=generator, dtype=torch.float64)

@@ -131,7 +131,7 @@ def flat_sweep(case):
     from absdom.sets import InputBatch
 
     context = run.prepare(make_schedule(case.graph, parse_recipe("linear(slope=flat, pre=interval)")), FLOAT64)
-    batch = InputBatch(case.lower, case.upper, None, None, float("inf"))
+    batch = InputBatch(case.lower, case.upper)
     bounds = run.propagate(context, batch)
     shape = context.graph.nodes[context.schedule.target].type.shape
     data = torch.eye(shape[1], dtype=torch.float64).reshape(shape[1], *shape).repeat(len(case.lower), *[1] * len(shape))

@@ -233,7 +233,7 @@ def test_a_property_of_a_file_reads_back(small):
 
 
 def test_what_text_cannot_hold():
-    with pytest.raises(PropertyError, match="boxes only.*l2 ball"):
+    with pytest.raises(PropertyError, match="boxes and half-spaces.*l2 ball"):
         forall(ball([0, 0], 1, norm=2), Y[0] <= 0).to_vnnlib()
     third = absdom.make_property([[0, 0]], [[1, 1]], [(0, [([0, 3, 0], -1.0, False)])], on_inputs=True)
     with pytest.raises(PropertyError, match="row 0 bounds X_0"):

@@ -40,7 +40,7 @@ def batch():
 
 def points(x):
     """Boxes without width: bounds are values."""
-    return InputBatch(x.flatten(1), x.flatten(1), None, None, float("inf"))
+    return InputBatch(x.flatten(1), x.flatten(1))
 
 
 def test_a_module_in_training_mode_is_read_as_in_evaluation_mode(net, batch):
@@ -107,7 +107,7 @@ def test_gradients_go_through_the_statistics(net, batch):
 def test_bounds_with_statistics_of_the_batch_hold(net, batch):
     compiled = absdom.compile(absdom.load(net, batch[:1], batch_norm="train"), "crown")
     _, fed = absdom.batch_statistics(net, batch)
-    box = InputBatch(batch.flatten(1) - 0.02, batch.flatten(1) + 0.02, None, None, float("inf"))
+    box = InputBatch(batch.flatten(1) - 0.02, batch.flatten(1) + 0.02)
     with torch.no_grad():
         found = compiled.bounds(box, arithmetic=DOUBLE, params=fed)
         for _ in range(20):

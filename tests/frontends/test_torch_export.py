@@ -93,7 +93,7 @@ def test_weights_are_the_modules_own():
 
 def batch(x, radius):
     flat = x.reshape(1, -1)
-    return InputBatch(flat - radius, flat + radius, None, None, float("inf"))
+    return InputBatch(flat - radius, flat + radius)
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown", "crown-ibp", "cap"])
@@ -163,7 +163,7 @@ def test_traces_without_reading_data():
 
     def pass_(low, high, C, d, *weights):
         context = run.prepare(schedule, DOUBLE, dict(zip(graph.params, weights, strict=True)))
-        inputs = InputBatch(low, high, None, None, float("inf"))
+        inputs = InputBatch(low, high)
         bounds = run.propagate(context, inputs)
         return run.row_bounds(context, inputs, bounds, Rows.dense_rows(C, low.shape[0], None), d, {})
 

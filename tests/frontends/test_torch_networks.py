@@ -18,7 +18,7 @@ DOUBLE = Arithmetic(torch.float64)
 
 def box(*examples, radius):
     flat = torch.cat([x.reshape(1, -1) for x in examples], 1)
-    return InputBatch(flat - radius, flat + radius, None, None, float("inf"))
+    return InputBatch(flat - radius, flat + radius)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -26,7 +26,7 @@ def test_inputs_that_are_read_in_steps_only():
 
 def test_every_cell_once_and_the_rest_at_the_centre():
     lower_, upper = torch.tensor([[-1.2, 0, 0, 0], [2, 2, 2, 2]]), torch.tensor([[1.0, 2, 4, 6], [2, 3, 3, 3]])
-    found = list(cells(graph(), InputBatch(lower_, upper, None, None, float("inf"))))
+    found = list(cells(graph(), InputBatch(lower_, upper)))
     assert [b for b, _ in found] == [0]  # in the second box no such input varies
     assert found[0][1][:, 0].tolist() == [-1, -0.5, 0, 0.5, 1]
     assert (found[0][1][:, 1:] == torch.tensor([1.0, 2, 3])).all()
@@ -34,4 +34,4 @@ def test_every_cell_once_and_the_rest_at_the_centre():
 
 def test_too_many_cells_are_left_alone():
     wide = torch.full((1, 4), 1e6)
-    assert list(cells(graph(), InputBatch(-wide, wide, None, None, float("inf")))) == []
+    assert list(cells(graph(), InputBatch(-wide, wide))) == []
