@@ -32,7 +32,7 @@ from absdom.testing_cases import examples
 from absdom.testing_rules import FLOAT64, Case, LawBroken, check_layers, check_traceable
 from absdom.types import TensorType
 
-RECIPES = ("interval", "crown", "crown-ibp", "cap", "linear(slope=flat)", "cap & crown-ibp")
+RECIPES = ("interval", "zonotope", "forward", "crown", "crown-ibp", "cap", "linear(slope=flat)", "cap & crown-ibp")
 TRACED = ("Add", "Conv", "Concat", "Relu", "Tanh", "Product", "MaxPool")  # cases enough to trace the rules of a domain
 
 

@@ -73,11 +73,12 @@ def sweep(
 
 def _tuned_chunk(context, plan, recipe: Tuned, batch, bounds, rows: Rows, goal, clock) -> torch.Tensor:
     """A sweep with the knobs that `recipe` finds: searched uncharged, swept once more if the run is charged."""
-    if recipe.share == "rows" and rows.boxes < rows.count:  # each row becomes its own box
+    alone = rows.box is None and rows.boxes == rows.count  # each row has a box of its own, in this order
+    if recipe.share == "rows" and not alone:
         box = rows.per_row(torch.arange(rows.boxes, device=batch.lower.device))
         batch, bounds = batch.select(box), {i: bounds[i].select(box) for i in plan.nodes}
-        rows = replace(rows, boxes=rows.count, box=None)
-    group = None if rows.boxes == rows.count else rows.per_row(torch.arange(rows.boxes, device=batch.lower.device))
+        rows, alone = replace(rows, boxes=rows.count, box=None), True
+    group = None if alone else rows.per_row(torch.arange(rows.boxes, device=batch.lower.device))
     search = context.uncharged()
     plain, still = {i: bounds[i].detach() for i in plan.nodes}, rows.detach()
     starts = {

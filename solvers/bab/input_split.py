@@ -69,21 +69,20 @@ class InputSplit:
         """(problem, witness, leaves bounded, least open bound)."""
         leaves = self._roots()
         batch = self._batch_size()
-        finished = len(leaves) == 0
-        while not finished and self.witness is None and not self.clock.passed():
+        stuck = leaves.take(slice(0, 0))  # no float64 number lies inside any of their intervals, and they stay open
+        while len(leaves) and self.witness is None and not self.clock.passed():
             order = np.argsort(leaves.value, kind="stable")
             chosen, rest = order[:batch], order[batch:]
             children = self._split(leaves.take(chosen), batch)
-            if len(children) == 0:  # nothing left to cut: boxes of width zero that stay open
-                break
             try:
                 still_open = self._bound(children)
             except Deadline:
                 break
-            leaves = leaves.take(rest).join(still_open)
-            finished = len(leaves) == 0
+            _, can = _cuts(still_open)
+            leaves, stuck = leaves.take(rest).join(still_open.take(can)), stuck.join(still_open.take(~can))
             if self.progress is not None:
                 self.progress(self.bounded, len(leaves), float(leaves.value.min(initial=0.0)))
+        leaves = leaves.join(stuck)
         closed = self.problem.closed.copy()
         still = self.table.clause[leaves.box][leaves.open]
         done = np.setdiff1d(self.problem.open, still)
@@ -109,20 +108,20 @@ class InputSplit:
         return int(np.clip(FLOPS_PER_ROUND / max(per_box, 1), 2, min(LARGEST_BATCH, by_bytes)))
 
     def _split(self, leaves: Leaves, batch: int) -> Leaves:
-        """Cut every leaf in two along its input; few leaves are cut several times, to fill the batch."""
+        """Cut every leaf in two along an input; few leaves are cut several times, to fill the batch. Those that cannot
+        be cut stay whole among the others: a leaf that got lost would count as refuted."""
+        whole = leaves.take(slice(0, 0))
         while True:
+            cut, can = _cuts(leaves)
+            whole, leaves = whole.join(leaves.take(~can)), replace(leaves, cut=cut).take(can)
             rows = np.arange(len(leaves))
-            low, high = leaves.lower[rows, leaves.cut], leaves.upper[rows, leaves.cut]
-            middle = low + (high - low) / 2
-            can = (low < middle) & (middle < high)
-            leaves, middle = leaves.take(can), middle[can]
-            rows = np.arange(len(leaves))
+            middle = _middle(leaves.lower[rows, leaves.cut], leaves.upper[rows, leaves.cut])
             left, right = leaves.take(rows), leaves.take(rows)
             left.upper[rows, leaves.cut] = middle
             right.lower[rows, leaves.cut] = middle
             children = left.join(right)
             if len(children) == 0 or 2 * len(children) > batch:
-                return children
+                return children.join(whole)
             # Again, along the input that is now widest relative to the root's box.
             root = self.inputs.upper[children.box] - self.inputs.lower[children.box]
             share = (children.upper - children.lower) / np.where(root > 0, root, np.inf)
@@ -234,3 +233,23 @@ class InputSplit:
             self.witness = self.confirm(int(leaves.box[leaf[i]]), points[i])
             if self.witness is not None:
                 return
+
+
+def _middle(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return low / 2 + high / 2  # the width may overflow
+
+
+def _cuts(leaves: Leaves) -> tuple[np.ndarray, np.ndarray]:
+    """(the input to cut "N", bool "N": is there one?): the leaf's own choice, or the widest where that is too narrow to
+    have a float64 number inside."""
+    rows, cut = np.arange(len(leaves)), leaves.cut.copy()
+    low, high = leaves.lower[rows, cut], leaves.upper[rows, cut]
+    middle = _middle(low, high)
+    can = (low < middle) & (middle < high)
+    other = np.flatnonzero(~can)
+    low, high = leaves.lower[other], leaves.upper[other]
+    middle = _middle(low, high)
+    inside = (low < middle) & (middle < high)
+    cut[other] = np.where(inside, high / 2 - low / 2, -1).argmax(1)
+    can[other] = inside.any(1)
+    return cut, can

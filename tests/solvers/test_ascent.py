@@ -84,6 +84,14 @@ def test_each_row_is_tuned_for_itself_in_chunks_too(monkeypatch):
     np.testing.assert_allclose(rows_of(problem, "alpha-crown", SEARCH), whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", (3, 4))
+def test_a_chunk_with_no_more_rows_than_boxes_tunes_each_row_too(monkeypatch, size):
+    problem, _ = problem_of(0, boxes=4)
+    whole = rows_of(problem, "alpha-crown(steps=5)", PROOF)
+    monkeypatch.setattr("absdom.plan.memory.taped_rows", lambda *_: size)
+    np.testing.assert_allclose(rows_of(problem, "alpha-crown(steps=5)", PROOF), whole, rtol=1e-9)
+
+
 def test_decided_rows_need_no_more_steps():
     problem, _ = problem_of(3)
     seen = []

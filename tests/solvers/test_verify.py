@@ -34,6 +34,31 @@ def test_input_split_agrees_with_enumeration(seed, offset):
     assert result.verdict == ("unsat" if offset > 0 else "sat")
 
 
+@pytest.mark.parametrize("margin, verdict", [(1e-3, "sat"), (-1e-3, "unsat")])
+def test_boxes_too_narrow_to_cut_beside_one_that_is_cut(margin, verdict):
+    """Leaves without a float64 number inside stay open, unless they are refuted; others go on being cut."""
+    graph, layers = relu_net((3, 4, 4, 2), 1)
+    c, wide = np.array([1.0, -1.0]), np.ones(3)
+    point = np.array([1.0, -2.0, 3.0])
+    thin = np.nextafter(point, np.inf)
+    least = exact_minimum(layers, c, 0.0, -wide, wide)
+    at_point = exact_minimum(layers, c, 0.0, point, point)
+    refuted = (0, [(c, 0.02 - least, False)])
+    for upper in (point, thin, np.where([True, False, False], thin, point)):
+        boxes = np.stack([-wide, point]), np.stack([wide, upper])
+        prop = make_property(*boxes, [refuted, (1, [(c, -at_point - margin, False)])])
+        assert api.verify(graph, prop, timeout=60, attack=False, device="cpu").verdict == verdict
+
+
+def test_a_box_as_wide_as_float64_is_not_refuted():
+    graph, _ = relu_net((3, 4, 4, 2), 1)
+    far = np.full(3, 1.7e308)
+    prop = make_property(np.stack([-far, -np.ones(3)]), np.stack([far, np.ones(3)]), [
+        (b, [(np.array([1.0, -1.0]), 0.0, False)]) for b in (0, 1)
+    ])  # fmt: skip
+    assert api.verify(graph, prop, timeout=2, attack=False, device="cpu").verdict != "unsat"
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("offset", [0.05, -0.05])
 def test_relu_split_agrees_with_enumeration(seed, offset, monkeypatch):
