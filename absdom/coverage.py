@@ -6,14 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 from absdom import registry
-from absdom.domain import Recipe
+from absdom.domain import Dual, Forward, Tuned
 from absdom.ir.graph import Graph
 from absdom.ir.op import Affine, Composite, Elementwise, Input, Multivariate, Param
 
 
 def domains() -> list[type]:
-    """The domain classes that are registered as recipes."""
-    return [r for _, r in sorted(registry.recipes().items()) if isinstance(r, type) and issubclass(r, Recipe)]
+    """The domain classes that are registered as recipes: those that have rules of their own."""
+    found = [r for _, r in sorted(registry.recipes().items()) if isinstance(r, type)]
+    return [r for r in found if issubclass(r, (Forward, Dual)) and not issubclass(r, Tuned)]
 
 
 def cell(domain: type, op: type) -> str:

@@ -71,14 +71,10 @@ class Dataset:
         return len(self.sets if self.x is None else self.x)
 
     def points(self, items: np.ndarray) -> np.ndarray:
-        """The points "B n" (float64) of these items; without x, the middles of their boxes.
-
-        A pixel k stands for the float32 number k / 255, which is what a network gets to see.
-        """
+        """The points "B n" (float64) of these items; without x, the middles of their boxes."""
         if self.x is None:
             return (self.sets.lower[items] + self.sets.upper[items]) / 2
-        x = self.x[items]
-        return (x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x).astype(np.float64)
+        return _values(self.x[items])
 
     def input_sets(self, items: np.ndarray) -> InputSet:
         if isinstance(self.sets, InputSet):
@@ -163,13 +159,13 @@ class _Reader:
         if offset >= total:
             raise UsageError(f"offset {offset} is behind the end of {self.where}, which holds {total} items")
         part = slice(offset, total if limit is None else min(total, offset + limit))
-        sets = InputSet.box(*(self._numbers(name, part) for name in boxes)) if boxes else ball
+        sets = InputSet.box(*(_values(self._numbers(name, part)) for name in boxes)) if boxes else ball
         x = None if x_name is None else self._points(x_name, part, ball)
         if x is not None and boxes:
-            outside = ((x < sets.lower) | (x > sets.upper)).any(1)
-            if x.dtype == np.uint8 or outside.any():
+            outside = ((_values(x) < sets.lower) | (_values(x) > sets.upper)).any(1)
+            if outside.any():
                 item = offset + int(np.argmax(outside))
-                self.fail(f"{x_name!r} has to hold float points inside the boxes; item {item} is none")
+                self.fail(f"{x_name!r} has to hold points inside the boxes; item {item} is none")
         labels = C = d = None
         if "C" in self.arrays:
             C, d = self._rows(part)
@@ -255,6 +251,11 @@ class _Reader:
         if not (np.isfinite(C).all() and np.isfinite(d).all()):
             self.fail("'C' or 'd' holds a NaN or an infinity")
         return C, d
+
+
+def _values(array: np.ndarray) -> np.ndarray:
+    """In float64. A pixel k stands for the float32 number k / 255, which is what a network gets to see."""
+    return (array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else array).astype(np.float64)
 
 
 def _flat(array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray | None:

@@ -220,7 +220,8 @@ def bound_rows(
             for boxes in box_chunks(context, all_boxes):
                 here = rows[(row_box[rows] >= boxes[0]) & (row_box[rows] <= boxes[-1])]
                 batch = InputBatch.of(prop.inputs.select(boxes), context.arithmetic)
-                engine.doubt += failure * len(boxes) * arithmetic.charged
+                if arithmetic.charged:
+                    engine.doubt += failure * len(boxes)
                 states: dict = {}
                 bounds = run.propagate(context, batch, clock, states)
                 nu, d = spec_rows(prop, here, boxes, context.arithmetic)

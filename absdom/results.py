@@ -54,7 +54,16 @@ class Item:
     def from_json(value: dict) -> Item:
         """Raises KeyError, TypeError or ValueError for what is no item."""
         item = Item(**{**value, "outcomes": tuple(value["outcomes"])})
-        if not isinstance(item.number, int) or set(item.outcomes) - set(OUTCOMES):
+        numbers = (item.seconds, item.doubt, *(v for v in (item.bound,) if v is not None))
+        whole = (item.number, *(v for v in (item.label, item.predicted) if v is not None))
+        fits = (
+            all(type(v) is int for v in whole)
+            and all(type(v) in (int, float) and isfinite(v) for v in numbers)
+            and type(item.clean) is bool
+            and item.outcomes
+            and not set(item.outcomes) - set(OUTCOMES)
+        )
+        if not fits:
             raise ValueError("no item")
         return item
 

@@ -66,13 +66,15 @@ class Run:
     def generator(self, number: int) -> torch.Generator:
         """A source of random numbers.
 
-        Proofs have others than the searches that choose what is to be proved; and proofs of other boxes have others,
-        since a strategy may choose boxes by what earlier ones gave.
+        Proofs have others than the searches that choose what is to be proved; and proofs of other sets have others,
+        since a strategy may choose sets by what earlier ones gave. So have other recipes, whose bounds may be met with
+        those of this one.
         """
-        key = hashlib.blake2b(f"{self.recipe.seed} {self.arithmetic.charged} {number}".encode(), digest_size=8)
+        key = hashlib.blake2b(f"{self.recipe} {self.arithmetic.charged} {number}".encode(), digest_size=8)
         if self.arithmetic.charged:
-            for end in (self.sets.lower, self.sets.upper):
-                key.update(end.detach().cpu().numpy().tobytes())
+            parts = (value for part in self.sets.parts for value in part if isinstance(value, torch.Tensor))
+            for value in (self.sets.lower, self.sets.upper, *parts):
+                key.update(value.detach().cpu().numpy().tobytes())
         return torch.Generator(self.arithmetic.device).manual_seed(int.from_bytes(key.digest()) >> 1)
 
     def noise(self, radius: torch.Tensor, ball: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
@@ -341,10 +343,7 @@ def multivariate(place: Place, states):
     centres, slacks = ([p[k].expand(len(low), *p[k].shape[1:]) for p in parts] for k in (0, 1))
 
     def through_plane(values, absolute=False):
-        some = next(v for v in values if v is not None)
-        filled = [some.new_zeros((*some.shape[:2], *t.shape)) if v is None else v
-                  for v, t in zip(values, at.inputs, strict=True)]  # fmt: skip
-        return weigh(place, plane, filled, absolute)
+        return weigh(place, plane, values, absolute)
 
     centre = through_plane([c.unsqueeze(1) for c in centres])[:, 0]
     slack = through_plane([s.unsqueeze(1) for s in slacks], True)[:, 0]

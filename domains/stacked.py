@@ -29,28 +29,48 @@ def combine(nu: torch.Tensor, rows: Rows, value: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.bmm(n.unsqueeze(1), value.index_select(0, box))[:, 0] for n, box in parts])
 
 
+def leading(values) -> tuple[int, int]:
+    """(boxes, count) of "B k *n" values, None among them."""
+    return tuple(max(v.shape[axis] for v in values if v is not None) for axis in (0, 1))
+
+
 def through(function, at, values) -> torch.Tensor:
-    """function(at, values) with the two leading axes of "B m *n" values in one."""
-    boxes, inputs = (max(v.shape[k] for v in values if v is not None) for k in (0, 1))
-    flat = [None if v is None else v.expand(boxes, inputs, *v.shape[2:]).flatten(0, 1) for v in values]
-    return function(at, flat).reshape(boxes, inputs, *at.output.shape)
+    """function(at, values) with the two leading axes of "B k *n" values in one; None: zero, or a parameter."""
+    boxes, count = leading(values)
+    zero = zero_of(values)
+    flat = [
+        (zero.expand(boxes * count, *t.shape) if v is None else v.expand(boxes, count, *t.shape).flatten(0, 1))
+        if varying
+        else None
+        for v, t, varying in zip(values, at.inputs, at.varying, strict=True)
+    ]
+    return function(at, flat).reshape(boxes, count, *at.output.shape)
+
+
+def zero_of(values) -> torch.Tensor:
+    """Zero, in the element type and on the device of the values."""
+    return next(v for v in values if v is not None).new_zeros(())
 
 
 def weigh(place: Place, plane: PlaneMap, values, absolute: bool = False) -> torch.Tensor:
-    """The linear part of a plane, or that with absolute coefficients, of values "B k *in_i": "B k *out"."""
-    boxes, count = values[0].shape[:2]
-    pairs = [(c, v) for c, v in zip(plane.coefficients, values, strict=True) if c is not None]
+    """A plane's linear part, or that with absolute coefficients, of "B k *in_i" values (None: zero): "B k *out"."""
+    (boxes, count), zero = leading(values), zero_of(values)
+    pairs = [
+        (c, zero.expand(1, count, *t.shape) if v is None else v)
+        for c, v, t in zip(plane.coefficients, values, place.at.inputs, strict=True)
+        if c is not None
+    ]
     if not pairs:
-        return values[0].new_zeros((boxes, count, *place.at.output.shape))
+        return zero.expand(boxes, count, *place.at.output.shape)
     if isinstance(pairs[0][0], Block):
         return sum(torch.func.vmap(c.reach, 1, 1)(v) if absolute else c.apply(v) for c, v in pairs)
-    rank = max(c.dim() - 1 for c, _ in pairs)
+    boxes, rank = max(boxes, *(len(c) for c, _ in pairs)), max(c.dim() - 1 for c, _ in pairs)
     weighted = [
-        lead(c.abs() if absolute else c, rank).unsqueeze(1) * lead(v.flatten(0, 1), rank).unflatten(0, (boxes, count))
+        lead(c.abs() if absolute else c, rank).unsqueeze(1) * lead(v.flatten(0, 1), rank).unflatten(0, v.shape[:2])
         for c, v in pairs
     ]
-    total = place.op.gather([t.flatten(0, 1) for t in weighted]).unflatten(0, (boxes, count))
-    return total.expand(boxes, count, *place.at.output.shape)
+    total = place.op.gather([t.expand(boxes, *t.shape[1:]).flatten(0, 1) for t in weighted])
+    return total.unflatten(0, (boxes, count)).expand(boxes, count, *place.at.output.shape)
 
 
 def plane_charge(place: Place, planes: Sequence[PlaneMap], sizes) -> torch.Tensor:

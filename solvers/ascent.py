@@ -40,7 +40,7 @@ class Ascent(Tuned):
     @property
     def sweeps(self) -> float:
         """A step sweeps and goes back through what it did, which is worth two sweeps more."""
-        return 1 + 3 * (self.steps + 1)
+        return (1 + 3 * (self.steps + 1)) * self.of.sweeps
 
     def tune(self, bound, starts, goal, clock):
         if not starts:
@@ -74,8 +74,8 @@ def ascend(
         with torch.enable_grad():
             value = bound(live)
         with torch.no_grad():
-            better = torch.ones_like(value, dtype=torch.bool) if best is None else value > best
-            best = value.detach().clone() if best is None else torch.maximum(best, value.detach())
+            better = torch.ones_like(value, dtype=torch.bool) if best is None else (value > best) | best.isnan()
+            best = value.detach().clone() if best is None else torch.fmax(best, value.detach())
             for name, tensor in live.items():
                 mask = better.reshape(-1, *[1] * (tensor.dim() - 1))
                 kept[name] = torch.where(mask, tensor.detach(), kept.get(name, tensor.detach()))

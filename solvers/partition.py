@@ -168,7 +168,8 @@ def shrink(ball: Ball, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray
     power, slack = ball.norm, (lower.shape[1] + 16) * 2.0**-52
     radius = np.maximum(ball.radius, 1e-290)
     gap = np.maximum(np.nextafter(lower, -np.inf) - ball.centre, ball.centre - np.nextafter(upper, np.inf))
-    used = np.clip(gap / radius * (1 - slack), 0, 2) ** power
+    with np.errstate(over="ignore"):
+        used = np.clip(gap / radius * (1 - slack), 0, 2) ** power
     total = used.sum(1, keepdims=True)
     room = np.clip(1 + slack - (total * (1 - slack) - used), 0, None)
     reach = radius * room ** (1 / power) * (1 + slack)

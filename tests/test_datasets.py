@@ -65,6 +65,16 @@ def test_boxes_and_rows():
     assert (rows == each[::-1]).all()
 
 
+def test_boxes_of_pixels():
+    low = np.arange(8, dtype=np.uint8).reshape(2, 4) * 30
+    data = read({"x": low + 2, "lower": low, "upper": low + 5, "y": [0, 1]}, (1, 4), ball=None)
+    sets, every = data.input_sets(np.arange(2)), np.arange(2)
+    for ends, pixels in ((sets.lower, low), (data.points(every), low + 2), (sets.upper, low + 5)):
+        assert (ends == pixels.astype(np.float32) / np.float32(255)).all()
+    with pytest.raises(PropertyError, match="points inside the boxes; item 0 is none"):
+        read({"x": low + 6, "lower": low, "upper": low + 5, "y": [0, 1]}, (1, 4), ball=None)
+
+
 def test_rows_of_labels():
     C, d = label_rows(np.array([2, 0]), 3)
     assert C.tolist() == [[[-1, 0, 1], [0, -1, 1]], [[1, -1, 0], [1, 0, -1]]] and not d.any()
@@ -114,7 +124,7 @@ def test_sets_that_do_not_fit():
         read(BOXES, (1, 4))
     with pytest.raises(PropertyError, match="lower bound 1.0 is above the upper bound 0.0"):
         read(BOXES | {"lower": BOXES["upper"], "upper": BOXES["lower"]}, (1, 4), ball=None)
-    with pytest.raises(PropertyError, match="float points inside the boxes; item 1 is none"):
+    with pytest.raises(PropertyError, match="points inside the boxes; item 1 is none"):
         read(BOXES | {"x": np.array([[1.0] * 4, [0, 0, 0, 1.5], [0] * 4])}, (1, 4), ball=None)
     with pytest.raises(PropertyError, match="labels need a network with two outputs or more"):
         read({"x": np.zeros((1, 4)), "y": [0]}, (1, 4), 1)

@@ -36,7 +36,7 @@ def commands(root: Path) -> list[str]:
 
 def test_the_commands_parse(root):
     found = commands(root)
-    assert len(found) == 14
+    assert len(found) == 18
     for command in found:
         arguments = shlex.split(command)[1:]
         if "--help" not in arguments:

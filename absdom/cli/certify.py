@@ -86,6 +86,8 @@ def clip_of(words: list[str] | None) -> tuple[float, float] | None:
 def run(args: argparse.Namespace) -> int:
     check_writable("--json", args.json)
     check_writable("--out", args.out)
+    if args.json and args.out and args.json != "-" and Path(args.json).resolve() == Path(args.out).resolve():
+        raise UsageError(f"--json and --out name the same file, {args.out}: the report would replace the records")
     clip = clip_of(args.clip)
     for name in ("norm", "clip"):
         if getattr(args, name) is not None and args.eps is None:

@@ -45,6 +45,7 @@ class SdpCrown(Linear):
 
     name: ClassVar[str] = "sdp-crown"
     companions: ClassVar[tuple] = (Balls(),)
+    sweeps: ClassVar[float] = 8.0
 
 
 class Bend(NamedTuple):

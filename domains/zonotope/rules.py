@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import torch
 
+from absdom.domains import stacked
 from absdom.domains.interval import rounding, with_parameters
 from absdom.domains.zonotope.recipe import Zonotope
 from absdom.domains.zonotope.reduction import fit
 from absdom.domains.zonotope.state import State, enclosing, through
-from absdom.ir.op import Affine, Block, Elementwise, Multivariate
-from absdom.ops.shape import Move, lead
+from absdom.ir.op import Affine, Block, Elementwise, Multivariate, PlaneMap
+from absdom.ops.shape import Move
 from absdom.registry import register_rule
 
 
@@ -25,13 +26,7 @@ def affine(place, states):
     states = fit(states, place)
 
     def linear(values):
-        boxes, count = next(v for v in values if v is not None).shape[:2]
-        zero = zero_of(values)
-        flat = [
-            (zero.expand(boxes * count, *t.shape) if v is None else v.flatten(0, 1)) if varying else None
-            for v, t, varying in zip(values, at.inputs, at.varying, strict=True)
-        ]
-        return op.linear(at, flat).reshape(boxes, count, *at.output.shape)
+        return stacked.through(op.linear, at, values)
 
     centre = linear([None if s is None else s.centre.unsqueeze(1) for s in states])[:, 0]
     radius = op.absolute(at, [None if s is None else s.radius for s in states])
@@ -41,11 +36,6 @@ def affine(place, states):
     if place.arithmetic.charged and not (isinstance(op, Move) and all(e is None for e in place.errors)):
         radius = radius + rounding(place, [None if s is None else s.size for s in states])
     return State(centre, radius, through(states, linear), _recipe(states))
-
-
-def zero_of(values):
-    """Zero, in the element type and on the device of the values."""
-    return next(v for v in values if v is not None).new_zeros(())
 
 
 def _recipe(states):
@@ -82,6 +72,7 @@ def multivariate(place, states):
     at, states = place.at, fit(states, place)
     operands = with_parameters(place.inputs, at, place.errors)
     coefficients, low, high = place.op.parallel([b.lower for b in operands], [b.upper for b in operands])
+    plane = PlaneMap(coefficients, low)
     middles = [enclosing(b.lower, b.upper, place.arithmetic) if s is None else None
                for s, b in zip(states, operands, strict=True)]  # fmt: skip
 
@@ -89,38 +80,14 @@ def multivariate(place, states):
         found = zip(states, middles, operands, strict=True)
         return [(of_state(s) if s is not None else of_parameter(m, b)).unsqueeze(1) for s, m, b in found]
 
-    centre = _plane(place, coefficients, parts(lambda s: s.centre, lambda m, b: m[0]))[:, 0]
-    radius = _plane(place, coefficients, parts(lambda s: s.radius, lambda m, b: m[1]), absolute=True)[:, 0]
-    size = _plane(place, coefficients, parts(lambda s: s.size, lambda m, b: b.magnitude()), absolute=True)[:, 0]
+    centre = stacked.weigh(place, plane, parts(lambda s: s.centre, lambda m, b: m[0]))[:, 0]
+    radius = stacked.weigh(place, plane, parts(lambda s: s.radius, lambda m, b: m[1]), absolute=True)[:, 0]
+    size = stacked.weigh(place, plane, parts(lambda s: s.size, lambda m, b: b.magnitude()), absolute=True)[:, 0]
     used = [s if c is not None else None for s, c in zip(states, coefficients, strict=True)]
-    blocks = through(used, lambda values: _plane(place, coefficients, values))
+    blocks = through(used, lambda values: stacked.weigh(place, plane, values))
     scaled = State(centre.expand_as(low), radius.expand_as(low), blocks, _recipe(states))
     terms = max([t.numel for t in at.inputs] + [c.terms for c in coefficients if isinstance(c, Block)])
     return _widened(scaled, low, high, size, terms, place)
-
-
-def _plane(place, coefficients, values, absolute=False):
-    """The linear part of a plane, or that with absolute coefficients, of "B K *in" (None: zero): "B K *out"."""
-    zero = zero_of(values)
-    count = max(v.shape[1] for v in values if v is not None)
-    pairs = [
-        (c, zero.expand(1, count, *t.shape) if v is None else v)
-        for c, v, t in zip(coefficients, values, place.at.inputs, strict=True)
-        if c is not None
-    ]
-    if not pairs:
-        boxes = max(len(v) for v in values if v is not None)
-        return zero.expand(boxes, count, *place.at.output.shape)
-    if isinstance(pairs[0][0], Block):
-        return sum(c.reach(v[:, 0]).unsqueeze(1) if absolute else c.apply(v) for c, v in pairs)
-    rank = max(c.dim() - 1 for c, _ in pairs)
-    boxes = max(len(t) for pair in pairs for t in pair)
-    products = [
-        (lead(c.abs() if absolute else c, rank).unsqueeze(1) * lead(v.flatten(0, 1), rank).unflatten(0, v.shape[:2]))
-        for c, v in pairs
-    ]
-    total = place.op.gather([p.expand(boxes, *p.shape[1:]).flatten(0, 1) for p in products])
-    return total.unflatten(0, (boxes, count)).expand(boxes, count, *place.at.output.shape)
 
 
 def _widened(state: State, low, high, size, terms: int, place) -> State:

@@ -94,7 +94,7 @@ class InputSplit:
         boxes = np.unique(self.spec.box[self.problem.open])
         lower, upper = self.inputs.lower[boxes], self.inputs.upper[boxes]
         open_ = self.table.open_mask(self.problem.open)[boxes]
-        widest = (upper - lower).argmax(1)
+        widest = (upper / 2 - lower / 2).argmax(1)
         return Leaves(lower, upper, boxes, open_, widest, np.full(len(boxes), -np.inf))
 
     def _batch_size(self) -> int:
@@ -123,8 +123,8 @@ class InputSplit:
             if len(children) == 0 or 2 * len(children) > batch:
                 return children.join(whole)
             # Again, along the input that is now widest relative to the root's box.
-            root = self.inputs.upper[children.box] - self.inputs.lower[children.box]
-            share = (children.upper - children.lower) / np.where(root > 0, root, np.inf)
+            root = self.inputs.upper[children.box] / 2 - self.inputs.lower[children.box] / 2
+            share = (children.upper / 2 - children.lower / 2) / np.where(root > 0, root, np.inf)
             leaves = replace(children, cut=share.argmax(1))
 
     def _sets(self, leaves: Leaves) -> InputSet:

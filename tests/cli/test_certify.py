@@ -118,6 +118,29 @@ def test_records_of_another_run(task, capfd, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [{"seconds": "1"}, {"outcomes": []}, {"outcomes": ["yes"]}, {"clean": 1}, {"label": 0.5}, {"bound": "x"},
+     {"number": None}, {"doubt": None}, {"more": 1}],
+)  # fmt: skip
+def test_records_with_odd_values(task, capfd, tmp_path, change):
+    out = tmp_path / "out.jsonl"
+    assert certify(task, *BALLS, "--limit", "1", "--out", str(out)) == 0
+    capfd.readouterr()
+    head, item = out.read_text().splitlines()
+    text = f"{head}\n{json.dumps(json.loads(item) | change)}\n"
+    out.write_text(text)
+    refused(capfd, certify(task, *BALLS, "--out", str(out)), str(out), "no records of certify")
+    assert out.read_text() == text
+
+
+def test_records_and_report_in_one_file(task, capfd, tmp_path):
+    file = tmp_path / "both"
+    code = certify(task, *BALLS, "--out", str(file), "--json", f"{tmp_path}/../{tmp_path.name}/both")
+    refused(capfd, code, "--json", "--out", "the same file")
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--eps", "-1", "--method", "crown"), ("--eps", "negative")),

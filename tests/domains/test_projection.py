@@ -150,16 +150,28 @@ def test_draws_of_an_estimate_are_its_own():
     assert state.drawn()[0] is state.drawn()[0] and not state.sources
 
 
+def first_seed(sets, arithmetic, recipe=GEOMETRIC) -> int:
+    graph, _ = dense((4, 10, 2))
+    return final_state(graph, sets, arithmetic, recipe)[0].run.generator(1).initial_seed()
+
+
 def test_proofs_draw_anew_for_other_boxes_and_repeat_for_the_same():
     """A strategy may choose boxes by what earlier ones gave; searches share draws, so that batches agree."""
-    graph, _ = dense((4, 10, 2))
 
     def drawn(radius, arithmetic):
-        sets = boxes_around(torch.zeros((1, 4)).double(), radius)
-        return final_state(graph, sets, arithmetic, GEOMETRIC)[0].run.generator(1).initial_seed()
+        return first_seed(boxes_around(torch.zeros((1, 4)).double(), radius), arithmetic)
 
     assert drawn(0.5, PROOF) == drawn(0.5, PROOF) != drawn(0.25, PROOF)
     assert drawn(0.5, testing.FLOAT64) == drawn(0.25, testing.FLOAT64) != drawn(0.5, PROOF)
+
+
+def test_proofs_of_other_parts_in_one_box_and_of_other_recipes_draw_anew():
+    """A search for a radius asks about balls that the same box cuts off; recipes in a meet read each other's bounds."""
+    balls = [InputBatch.of(InputSet.ball(np.full((1, 4), 0.5), np.full(1, r), 2.0), PROOF) for r in (3.0, 4.0)]
+    assert torch.equal(balls[0].lower, balls[1].lower) and torch.equal(balls[0].upper, balls[1].upper)
+    assert first_seed(balls[0], PROOF) == first_seed(balls[0], PROOF) != first_seed(balls[1], PROOF)
+    other = Projected(projections=30, estimator="geometric")
+    assert first_seed(balls[0], PROOF) != first_seed(balls[0], PROOF, other)
 
 
 def test_rows_of_boxes_in_groups_and_ragged():
@@ -195,6 +207,18 @@ def test_medians_close_nothing_and_geometric_means_name_their_doubt():
     assert total_failure(recipe) == 1e-7 and total_failure(parse_recipe("linear(pre=projected) & interval")) == inf
     result = api.verify(graph, prop, method=recipe, attack=False, device="cpu", timeout=20)
     assert result.verdict == "unsat" and "1e-07" in result.guarantee
+
+
+def test_only_proofs_add_to_the_doubt_and_each_of_their_sets():
+    graph, _ = dense((4, 6, 2))
+    for method, doubt in (
+        ("projected", inf), ("projected(estimator=geometric, failure=0.01)", 0.01),
+        ("partition(linear(pre=projected(estimator=geometric, failure=0.01)), parts=4)", 0.04),
+    ):  # fmt: skip
+        problem = Problem.of(graph, easy_property(graph, 5.0))
+        for arithmetic, wanted in ((SEARCH, 0.0), (PROOF, doubt)):
+            bound_rows(problem.engine, parse_recipe(method), arithmetic, problem.property, np.arange(1))
+            assert problem.engine.doubt == pytest.approx(wanted), (method, arithmetic)
 
 
 def test_medians_never_say_unsat_on_a_property_with_a_counterexample():

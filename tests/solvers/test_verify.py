@@ -50,12 +50,13 @@ def test_boxes_too_narrow_to_cut_beside_one_that_is_cut(margin, verdict):
         assert api.verify(graph, prop, timeout=60, attack=False, device="cpu").verdict == verdict
 
 
-def test_a_box_as_wide_as_float64_is_not_refuted():
-    graph, _ = relu_net((3, 4, 4, 2), 1)
-    far = np.full(3, 1.7e308)
-    prop = make_property(np.stack([-far, -np.ones(3)]), np.stack([far, np.ones(3)]), [
-        (b, [(np.array([1.0, -1.0]), 0.0, False)]) for b in (0, 1)
-    ])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_a_box_as_wide_as_float64_beside_one_that_is_cut():
+    graph, layers = relu_net((3, 4, 4, 2), 1)
+    c, wide, far = np.array([1.0, -1.0]), np.ones(3), np.full(3, 1.7e308)
+    least = exact_minimum(layers, c, 0.0, -wide, wide)
+    clauses = [(0, [(c, 0.02 - least, False)]), (1, [(c, -10.0 - least, False)])]  # the other box holds the first
+    prop = make_property(np.stack([-wide, -far]), np.stack([wide, far]), clauses)
     assert api.verify(graph, prop, timeout=2, attack=False, device="cpu").verdict != "unsat"
 
 
