@@ -28,6 +28,17 @@ def no_nan(bound: torch.Tensor, infinity: float) -> torch.Tensor:
     return torch.nan_to_num(bound, nan=infinity, posinf=torch.inf, neginf=-torch.inf)
 
 
+def capturing() -> bool:
+    """Is a trace being made, in which sizes may not depend on data?"""
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return bool(modes) or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+def chosen(mask: torch.Tensor) -> torch.Tensor:
+    """The positions where a mask "n" holds, a Select point; all of them while a trace is made."""
+    return torch.arange(len(mask), device=mask.device) if capturing() else torch.nonzero(mask)[:, 0]
+
+
 class Ball(NamedTuple):
     """Values centre + e with |e|_2 <= radius and |e_i| <= reach_i; centre, reach "B *n", radius "B".
 

@@ -22,7 +22,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from absdom.arithmetic import Arithmetic
-from absdom.domain import Ball, KnobStart, LayerDual
+from absdom.domain import Ball, KnobStart, LayerDual, capturing
 from absdom.domains.linear.balls import Balls, around
 from absdom.domains.linear.duals import ElementwiseDual, choose_lines
 from absdom.domains.linear.recipe import Linear
@@ -144,7 +144,7 @@ class BendDual(LayerDual):
             side = "upper" if left <= right else "lower"
             slopes[side] = torch.where(bent, chord, slopes[side])
         flat = bent.flatten(1)
-        whole = flat.shape[1] <= FEW or _capturing()
+        whole = flat.shape[1] <= FEW or capturing()
         size = flat.shape[1] if whole else max(1, int(flat.sum(1).max()))
         index = flat.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :size]
         kept = flat.gather(1, index)
@@ -202,12 +202,6 @@ def _through(share: torch.Tensor, relaxation: Bend, nu: Rows) -> torch.Tensor:
         if len(rows)
     ]
     return torch.cat(parts)[order.argsort()]
-
-
-def _capturing() -> bool:
-    """Is a trace being made, in which sizes may not depend on data?"""
-    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    return bool(modes) or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 register_rule(SdpCrown, TwoPieces)(BendDual())

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from absdom.domain import Forward, NodeBounds
+from absdom.domain import Forward, NodeBounds, chosen
 from absdom.domains.zonotope import memory
 from absdom.domains.zonotope.state import Generators, InputSymbols, State, enclosing
 from absdom.errors import UsageError
@@ -55,9 +55,7 @@ class Zonotope(Forward):
             zero = torch.zeros_like(known.lower)
             if key is None:
                 middle, half = enclosing(known.lower, known.upper, arithmetic)
-                index = torch.arange(t.numel, device=low.device)
-                if self.errors == "generators":  # a Select point
-                    index = index[(half > 0).flatten(1).any(0)]
+                index = chosen((half > 0).flatten(1).any(0))
                 states.append(State(middle, zero, {}, self, known).with_symbols(half, index))
             else:
                 values = part.reshape(1, len(part), *t.shape).expand(boxes, len(part), *t.shape)

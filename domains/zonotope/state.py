@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from absdom.arithmetic import Arithmetic
-from absdom.domain import NodeBounds, Recipe
+from absdom.domain import NodeBounds, Recipe, chosen
 from absdom.rows import Rows
 from absdom.sets import InputBatch
 
@@ -148,7 +148,7 @@ class State:
         if self.recipe.errors == "box":
             return replace(made, radius=made.radius + half)
         floor = 64 * torch.finfo(half.dtype).eps * (middle.abs() + self.size)  # no more than rounding: not worth it
-        index = torch.nonzero((half > floor).flatten(1).any(0))[:, 0]
+        index = chosen((half > floor).flatten(1).any(0))
         return made.with_symbols(half, index)
 
     def with_symbols(self, half: torch.Tensor, index: torch.Tensor) -> State:
