@@ -39,6 +39,11 @@ def chosen(mask: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(mask), device=mask.device) if capturing() else torch.nonzero(mask)[:, 0]
 
 
+def of_each(value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """A value "B ..." for each of the boxes `index`; "1 ..." is that of all boxes."""
+    return value.expand(len(index), *value.shape[1:]) if value.shape[0] == 1 else value.index_select(0, index)
+
+
 class Ball(NamedTuple):
     """Values centre + e with |e|_2 <= radius and |e_i| <= reach_i; centre, reach "B *n", radius "B".
 
@@ -54,8 +59,7 @@ class Ball(NamedTuple):
     def select(self, index: torch.Tensor) -> Ball:
         """The balls of the boxes `index` (repeats allowed)."""
         of_boxes = (("centre", self.centre), ("radius", self.radius), ("reach", self.reach), ("source", self.source))
-        several = {k: v for k, v in of_boxes if v is not None and v.shape[0] > 1}
-        return self._replace(**{k: v.index_select(0, index) for k, v in several.items()})
+        return self._replace(**{k: of_each(v, index) for k, v in of_boxes if v is not None})
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +96,7 @@ class NodeBounds:
     def select(self, index: torch.Tensor) -> NodeBounds:
         """The bounds over the boxes `index` (repeats allowed)."""
         chosen = {
-            f.name: v if v.shape[0] == 1 else v.index_select(0, index)
-            for f in fields(self)
-            if isinstance(v := getattr(self, f.name), torch.Tensor)
+            f.name: of_each(v, index) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)
         }
         if self.ball is not None:
             chosen["ball"] = self.ball.select(index)

@@ -92,6 +92,16 @@ def test_a_chunk_with_no_more_rows_than_boxes_tunes_each_row_too(monkeypatch, si
     np.testing.assert_allclose(rows_of(problem, "alpha-crown(steps=5)", PROOF), whole, rtol=1e-9)
 
 
+def test_rows_of_one_box_have_knobs_of_their_own():
+    graph, _ = relu_net((3, 12, 12, 3), 4)
+    rows = [(np.array(c), 0.0, False) for c in ([1.0, -1, 0], [-1, 1, 0], [0, 1, -1], [-1.0, 0, 1])]
+    together = Problem.of(graph, make_property(-np.ones(3), np.ones(3), [(0, [row]) for row in rows]))
+    alone = [Problem.of(graph, make_property(-np.ones(3), np.ones(3), [(0, [row])])) for row in rows]
+    found = rows_of(together, "alpha-crown", PROOF)
+    np.testing.assert_allclose(found, [rows_of(p, "alpha-crown", PROOF)[0] for p in alone], rtol=1e-6, atol=1e-6)
+    assert (found > rows_of(together, "alpha-crown(share=boxes)", PROOF) + 1e-4).any()
+
+
 def test_decided_rows_need_no_more_steps():
     problem, _ = problem_of(3)
     seen = []
