@@ -29,7 +29,7 @@ NETWORKS = {
 }  # fmt: skip
 METHODS = (
     "interval", "hybrid-zonotope", "zonotope & interval", "forward & interval", "crown-ibp", "cap", "crown", "sdp-crown",
-    "alpha-crown", "alpha-crown(intermediate=True)",
+    "alpha-crown", "alpha-crown(share=boxes)", "alpha-crown(intermediate=True)",
 )  # fmt: skip
 LIMIT = 120  # seconds of one call
 
