@@ -14,7 +14,7 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic, precise_backends
-from absdom.domain import NodeBounds, Recipe
+from absdom.domain import NodeBounds, Recipe, total_failure
 from absdom.errors import PropertyError, UnsupportedOp, UsageError
 from absdom.ir.graph import Graph
 from absdom.ir.text import print_graph
@@ -70,6 +70,12 @@ def pick_device(device: str) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def _check_proves(recipe: Recipe, arithmetic: Arithmetic) -> None:
+    """Raises UsageError where bounds over the reals are asked of a recipe that only estimates them."""
+    if arithmetic.charged and total_failure(recipe) == inf:
+        raise UsageError(f"{recipe!r} gives estimates, which prove nothing: ask another recipe, or for float32 bounds")
+
+
 @dataclass(eq=False)
 class Compiled:
     """A graph with a recipe for one of its nodes: bounds of any layer, differentiable in the weights."""
@@ -98,6 +104,7 @@ class Compiled:
         `params` replaces weights by label; gradients flow to those that need them. With `arithmetic=PROOF` the
         bounds hold over the reals.
         """
+        _check_proves(self.recipe, arithmetic)
         node = self.target if layer is None else self.graph.find(layer)
         schedule = make_schedule(self.graph, self.recipe, node)
         context = run.prepare(schedule, arithmetic, {**self.graph.params, **(params or {})})
@@ -284,6 +291,7 @@ def bound(
         choice = within_budget(problem, str(method), recipe_of(method), budget)
     if choice.note and progress is not None:
         progress(choice.note)
+    _check_proves(choice.recipe, PROOF if proof else SEARCH)
     report = bound_problem(problem, choice.method, choice.recipe, PROOF if proof else SEARCH)
     return replace(report, predicted=choice.seconds)
 

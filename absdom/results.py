@@ -85,6 +85,11 @@ class Certification:
         return len(self.items)
 
     @property
+    def doubt(self) -> float:
+        """The probability that random recipes were wrong anywhere, at most."""
+        return min(1.0, sum(item.doubt for item in self.items))
+
+    @property
     def clean(self) -> np.ndarray:
         return np.array([item.clean for item in self.items])
 
@@ -146,7 +151,7 @@ class Certification:
             "seconds": self.seconds,
             "fresh": self.fresh,
             "seconds_per_image": float(np.mean([item.seconds for item in self.items])),
-            "failure_probability": min(1.0, sum(item.doubt for item in self.items)),
+            "failure_probability": self.doubt,
         }
 
     def text(self) -> str:

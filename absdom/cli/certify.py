@@ -25,6 +25,23 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def item_options(parser: argparse.ArgumentParser, count: Callable[[str], int], devices: tuple[str, ...]) -> None:
+    """Which items of a data set, within which range, attacked how and where: `count` reads a number above 0."""
+    parser.add_argument(
+        "--clip",
+        nargs="+",
+        metavar=("none | LOW", "HIGH"),
+        help="range of the inputs, with which balls are met (default: 0 1)",
+    )
+    parser.add_argument("--limit", type=count, metavar="N", help="at most N items")
+    parser.add_argument(
+        "--offset", type=whole_number, default=0, metavar="N", help="skip the first N items (default: 0)"
+    )
+    parser.add_argument("--attack", choices=("pgd", "none"), default="pgd", help="default: pgd")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the attack (default: 0)")
+    parser.add_argument("--device", choices=devices, default="auto", help="default: auto")
+
+
 def add_options(
     parser: argparse.ArgumentParser,
     count: Callable[[str], int],
@@ -42,25 +59,13 @@ def add_options(
     parser.add_argument("--eps", type=radius, metavar="E", help="radius of the balls (needed unless there are boxes)")
     parser.add_argument("--norm", choices=tuple(NORMS), help="norm of the balls (default: inf)")
     parser.add_argument(
-        "--clip",
-        nargs="+",
-        metavar=("none | LOW", "HIGH"),
-        help="range of the inputs, with which balls are met (default: 0 1)",
-    )
-    parser.add_argument(
         "--method", required=True, metavar="RECIPE",
         help="ibp, crown-ibp, crown, cap or a recipe; auto: the most precise that --budget allows",
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=seconds, default=10.0, metavar="S", help="predicted seconds per item, for auto (default: 10)"
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="at most N items")
-    parser.add_argument(
-        "--offset", type=whole_number, default=0, metavar="N", help="skip the first N items (default: 0)"
-    )
-    parser.add_argument("--attack", choices=("pgd", "none"), default="pgd", help="default: pgd")
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the attack (default: 0)")
-    parser.add_argument("--device", choices=devices, default="auto", help="default: auto")
+    item_options(parser, count, devices)
     parser.add_argument("--jobs", type=count, metavar="N", help="groups of items side by side (default: one per core)")
     parser.add_argument(
         "--out", metavar="FILE.jsonl", help="append one record per item here; items found there are not done again"
@@ -95,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
     from absdom.api import versions
     from absdom.certification import prepare
-    from absdom.pipeline import GUARANTEE, sha256
+    from absdom.pipeline import guarantee, sha256
 
     norm = args.norm or "inf"
     work = prepare(
@@ -123,14 +128,14 @@ def run(args: argparse.Namespace) -> int:
         found = work.run(jobs=args.jobs, known=known, record=done)
     report = {
         "models": args.models, "data": args.data, "offset": args.offset, **asked, **found.to_json(),
-        "guarantee": GUARANTEE, "device": work.device, **files, "versions": versions(),
+        "guarantee": guarantee(found.doubt), "device": work.device, **files, "versions": versions(),
     }  # fmt: skip
     if args.json == "-":
         print(to_json(report), end="")
         return 0
     if args.json:
         write_atomic(args.json, to_json(report))
-    print(found.text())
+    print(f"{found.text()}\nmethod {method}, guarantee {report['guarantee']}")
     return 0
 
 

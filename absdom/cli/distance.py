@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from absdom.cli.ball import NORMS
-from absdom.cli.certify import clip_of, whole_number
+from absdom.cli.certify import clip_of, item_options
 from absdom.cli.output import check_writable, progress_bar, to_json, write_atomic
 
 SHOWN_ITEMS = 40
@@ -27,23 +27,11 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int], de
         "data", metavar="DATA.npz", help="arrays x (uint8 pixels, divided by 255, or floats) and y, the labels"
     )
     parser.add_argument("--norm", choices=tuple(NORMS), default="inf", help="norm of the balls (default: inf)")
-    parser.add_argument(
-        "--clip",
-        nargs="+",
-        metavar="LOW HIGH | none",
-        help="range of the inputs, with which balls are met (default: 0 1)",
-    )
     parser.add_argument("--method", default="crown", metavar="RECIPE", help="a name or a recipe (default: crown)")
     parser.add_argument(
         "--tolerance", type=share, default=0.01, metavar="T", help="relative, of the radii (default: 0.01)"
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="at most N items")
-    parser.add_argument(
-        "--offset", type=whole_number, default=0, metavar="N", help="skip the first N items (default: 0)"
-    )
-    parser.add_argument("--attack", choices=("pgd", "none"), default="pgd", help="default: pgd")
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the attack (default: 0)")
-    parser.add_argument("--device", choices=devices, default="auto", help="default: auto")
+    item_options(parser, count, devices)
     parser.add_argument("--json", metavar="FILE|-", help="write all radii as JSON; -: to stdout")
 
 
@@ -52,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     clip = clip_of(args.clip)
 
     from absdom.api import versions
-    from absdom.pipeline import GUARANTEE, sha256
+    from absdom.pipeline import guarantee, sha256
     from absdom.radii import distance
 
     with progress_bar(args.limit) as advance:
@@ -64,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     report = {
         "model": args.model, "model_sha256": sha256(args.model), "data": args.data, "data_sha256": sha256(args.data),
         "norm": args.norm, "clip": "none" if clip is None else list(clip), "method": args.method,
-        "tolerance": args.tolerance, "attack": args.attack, "seed": args.seed, "guarantee": GUARANTEE,
+        "tolerance": args.tolerance, "attack": args.attack, "seed": args.seed,
+        "guarantee": guarantee(min(1.0, found.doubt)),
         **found.to_json(), "versions": versions(),
     }  # fmt: skip
     if args.json == "-":
@@ -83,4 +72,5 @@ def run(args: argparse.Namespace) -> int:
     ends = [report[key] for key in ("median_certified", "median_attacked")]
     certified, attacked = ("none" if end is None else f"{end:.6g}" for end in ends)
     print(f"{len(found)} items, median certified {certified}, median attacked {attacked}, {found.seconds:.3f} s")
+    print(f"method {args.method}, guarantee {report['guarantee']}")
     return 0

@@ -57,6 +57,26 @@ def test_auto_takes_what_the_budget_allows(task, capfd):
     assert found["1h"][0] <= found["1e-6"][0]
 
 
+def test_what_rests_on_random_numbers_says_so(task, capfd):
+    """The probability is that of all items together, in the JSON and in the text."""
+    options = (
+        "--method",
+        "projected(projections=40, estimator=geometric, failure=1e-4)",
+        "--eps",
+        "1e-5",
+        "--attack",
+        "none",
+    )
+    assert certify(task, *options, "--json", "-") == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["failure_probability"] == pytest.approx(COUNT * 1e-4)
+    assert report["guarantee"] == "REAL, wrong with probability at most 0.0012" and "projections=40" in report["method"]
+    assert certify(task, *options) == 0
+    assert report["guarantee"] in capfd.readouterr().out
+    assert main(["distance", task.model, task.data, "--device", "cpu", "--limit", "1", *options[:2], *options[4:]]) == 0
+    assert "projections=40" in (out := capfd.readouterr().out) and "REAL, wrong with probability at most" in out
+
+
 def test_json_on_stdout_and_parts_of_the_data(task, capfd):
     options = ("--json", "-", "--attack", "none", "--clip", "none", "--norm", "2", "--offset", "2", "--limit", "3")
     assert certify(task, *BALLS, *options) == 0

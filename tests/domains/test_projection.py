@@ -22,6 +22,7 @@ from absdom.problem import Problem, bound_rows
 from absdom.property import InputSet, make_property
 from absdom.rows import Rows
 from absdom.sets import InputBatch
+from absdom.types import TensorType
 
 CASES = {case.name: case for case in testing.standard_cases()}
 GEOMETRIC = Projected(projections=20, estimator="geometric")
@@ -236,6 +237,17 @@ def test_medians_never_say_unsat_on_a_property_with_a_counterexample():
         assert api.verify(graph, prop, method=recipe, attack=False, device="cpu", timeout=20).verdict != "unsat"
         sure = Projected(30, "geometric", seed=seed)
         assert not bound_rows(problem.engine, sure, PROOF, prop, np.arange(1))[0] > 0
+
+
+@pytest.mark.parametrize("method", ["projected", "linear(pre=projected)", "crown & projected"])
+def test_bounds_over_the_reals_are_not_asked_of_estimates(method):
+    graph = testing.one_op(ops.Relu(), TensorType((1, 3), "float64"))
+    prop = make_property(-np.ones(3), np.ones(3), [(0, [(np.ones(3), 1.0, False)])])
+    assert len(api.bound(graph, prop, method=method).rows) == 1
+    with pytest.raises(UsageError, match="estimates"):
+        api.bound(graph, prop, method=method, proof=True)
+    with pytest.raises(UsageError, match="estimates"):
+        api.compile(graph, method).bounds(prop, arithmetic=PROOF)
 
 
 def test_the_largest_of_several_estimates():
