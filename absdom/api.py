@@ -109,7 +109,7 @@ class Compiled:
         schedule = make_schedule(self.graph, self.recipe, node)
         context = run.prepare(schedule, arithmetic, {**self.graph.params, **(params or {})})
         inputs = inputs.inputs if isinstance(inputs, Property) else inputs
-        batch = InputBatch.of(inputs, arithmetic) if isinstance(inputs, InputSet) else inputs
+        batch = InputBatch.of(inputs, context.arithmetic) if isinstance(inputs, InputSet) else inputs
         return run.node_bounds(context, batch)
 
 

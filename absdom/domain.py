@@ -1,4 +1,4 @@
-"""The seams for a domain: Forward, Dual and the values that go through them. (The third seam is encoding.py.)
+"""The seams for a domain: Forward, Dual, Encoded and the values that go through them.
 
 A domain states how one kind of op acts on its sets; the planner decides where, and the run loop does it. Rules are
 registered per (domain, kind of op) with `absdom.registry.register_rule`.
@@ -13,9 +13,11 @@ from fnmatch import fnmatchcase
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from absdom.arithmetic import Arithmetic
+from absdom.encoding import Builder, Encoding, Size, Style
 from absdom.ir.op import At, Op
 from absdom.property import Property
 from absdom.rows import Rows
@@ -210,6 +212,86 @@ class Tuned(Dual, ABC):
         """Values of the knobs that make bound(knobs) "G" large, each of its G groups for itself.
 
         `goal` "G": values above it are of no more use; None: there is no such value.
+        """
+
+
+class Question(NamedTuple):
+    """What an Encoded recipe is asked about one box: how low the largest of each group's rows can be.
+
+    `encode(style)` and `predict(style)` give the network as variables and rows, and how large that will be; the bounds
+    they rely on hold over the reals. `goal` "G": bounds above it are of no more use (None: there is no such value).
+    `evaluate(points "k n", encoding)` gives the variables "k N" of points of the box (float64, rounded); `attack(c, d)`
+    a point "n" of the box where c.y + d is low, None where the rows are not at the network's end.
+    """
+
+    encode: Callable[[Style], Encoding]
+    predict: Callable[[Style], Size]
+    C: sp.csr_matrix  # "R T"
+    d: np.ndarray  # "R"
+    group: np.ndarray  # "R", sorted: 0 ... G - 1
+    goal: np.ndarray | None
+    clock: Clock
+    evaluate: Callable[[np.ndarray, Encoding], np.ndarray]
+    attack: Callable[[np.ndarray, float], np.ndarray] | None
+    report: Callable[[str], None]
+
+    @property
+    def groups(self) -> int:
+        return int(self.group[-1]) + 1 if len(self.group) else 0
+
+
+class Answer(NamedTuple):
+    """Per group: a lower bound that holds over the reals, the solver's own claim, and the inputs of its best point."""
+
+    lower: np.ndarray  # "G"; -inf: nothing is known
+    claimed: np.ndarray  # "G"; NaN: there is none
+    points: np.ndarray  # "G n"; NaN: there is none
+
+
+class Encoded(Recipe, ABC):
+    """A domain whose rows are bounded by a program over an Encoding of the network. Rules are EncodingRule objects.
+
+    `pre` is the recipe of the bounds that the encoding is built from; None: this recipe itself, layer by layer. Its
+    bounds are always made in charged float64. A program that needs more than `budget` megabytes is refused.
+    """
+
+    pre: Recipe | None = None
+    budget: float = 4000.0
+    complete: ClassVar[bool] = False  # does it leave nothing open, time aside?
+
+    @property
+    @abstractmethod
+    def style(self) -> Style:
+        """What its encodings hold."""
+
+    def size(self, predicted: Size) -> Size:
+        """The size of the program over an encoding of the predicted size."""
+        return predicted
+
+    @abstractmethod
+    def solve(self, question: Question) -> Answer:
+        """Bound all groups until the clock ends it: what is not done by then is -inf."""
+
+
+class EncodingRule(ABC):
+    """How one kind of op becomes rows: every point of the op over its box satisfies what `add` adds."""
+
+    def needs(self, place: Place, wanted: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Per input, the elements "1 *in" (bool) that the `wanted` ones of the output "1 *out" depend on."""
+        ones = ((wanted.new_ones((1, *t.shape)) if v else None) for t, v in zip(place.at.inputs, place.at.varying))
+        return tuple(ones)
+
+    @abstractmethod
+    def count(self, place: Place, wanted: torch.Tensor, style: Style) -> Size:
+        """At least as much as `add` will add."""
+
+    @abstractmethod
+    def add(
+        self, place: Place, builder: Builder, columns: tuple[np.ndarray | None, ...], wanted: np.ndarray, node: int
+    ) -> np.ndarray:
+        """The columns of the node's elements, flat; -1 for those not `wanted` (flat, bool).
+
+        `columns` are those of the inputs; None for a parameter.
         """
 
 

@@ -11,6 +11,10 @@ class UsageError(AbsdomError):
     """An argument, option, method or device that does not exist or makes no sense."""
 
 
+class BudgetError(UsageError):
+    """A program whose predicted size is above what it may take; nothing was built."""
+
+
 class ModelError(AbsdomError):
     """A model file or module that cannot be read, or that is not what it claims to be."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from absdom import registry
 from absdom.arithmetic import PROOF
 from absdom.domain import Recipe, total_failure
-from absdom.problem import Problem, bound_rows, recipe_stage, undefined_places, within_budget
+from absdom.problem import Problem, bound_rows, recipe_stage, solves, undefined_places, within_budget
 from absdom.property import InputSet
 from absdom.types import Clock
 from absdom.verdict import Result, StageReport, Witness
@@ -81,6 +81,8 @@ class Log:
 def verify_problem(problem: Problem, judge, clock: Clock, options: Options) -> Result:
     """Run the ladder until a verdict or the deadline."""
     confirm = Confirm(problem, judge)
+    if options.progress is not None:
+        problem.engine.report = options.progress
     log = Log()
     witness = None
     for name, stage in _ladder(problem, options, confirm, clock, log):
@@ -121,6 +123,10 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
         yield attacking("attack", "quick")
     if options.recipe is not None:
         yield bounding(options.method, options.recipe)
+        if solves(problem.engine, options.recipe):
+            yield "replay", lambda problem: (problem, _replayed(problem, confirm), "")
+            if options.attack:  # from where the programs found the rows lowest
+                yield attacking("attack-again", "quick")
         return
     # Where the sweeps for intermediate bounds would take too much of the time, the linear domain over intervals is
     # asked first, and perhaps closes what those need not.
@@ -138,6 +144,11 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
         return problem, witness, note
 
     yield "branch-and-bound", searching
+
+
+def _replayed(problem: Problem, confirm: Confirm) -> Witness | None:
+    """The first of the hints that is a counterexample."""
+    return next((found for box, point in problem.hints if (found := confirm(box, point)) is not None), None)
 
 
 def guarantee(doubt: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from absdom.passes import lower
 from absdom.plan import cost, memory, run, sweeps
 from absdom.plan.context import Context
 from absdom.plan.planner import make_schedule
+from absdom.plan.programs import solve
 from absdom.plan.sweeps import NEVER
 from absdom.property import Property
 from absdom.rows import Rows
@@ -87,13 +88,15 @@ class Engine:
     graph: Graph
     device: str = "cpu"
     doubt: float = 0.0  # a bound on the probability that any bound of a random recipe was wrong so far
+    report: Callable[[str], None] = lambda text: None  # told what long computations are about to do
     _contexts: dict = field(default_factory=dict)
 
     def context(self, recipe: Recipe, arithmetic: Arithmetic) -> Context:
         arithmetic = replace(arithmetic, device=self.device)
         key = (recipe, arithmetic)
         if key not in self._contexts:
-            self._contexts[key] = run.prepare(make_schedule(self.graph, recipe), arithmetic)
+            context = run.prepare(make_schedule(self.graph, recipe), arithmetic)
+            self._contexts[key] = replace(context, report=lambda text: self.report(text))
         return self._contexts[key]
 
     def evaluator(self, arithmetic: Arithmetic) -> Context:
@@ -149,6 +152,18 @@ class Problem:
         np.maximum.at(best, spec.clause, values)
         return replace(self, lower=best, closed=self.closed | spec.refuted(values))
 
+    def learn_clauses(self, clauses: np.ndarray, proved: np.ndarray) -> Problem:
+        """Take in proved lower bounds of the largest row of these clauses."""
+        spec = self.property.spec
+        proved = np.where(np.isnan(proved), -np.inf, proved)
+        lower, closed = self.lower.copy(), self.closed.copy()
+        lower[clauses] = np.maximum(lower[clauses], proved)
+        all_strict = np.ones(spec.clauses, dtype=bool)
+        np.logical_and.at(all_strict, spec.clause, spec.strict)
+        # At zero the rows that are not strict may all be zero, which is a counterexample.
+        closed[clauses] |= (proved > 0) | ((proved >= 0) & all_strict[clauses])
+        return replace(self, lower=lower, closed=closed)
+
 
 def spec_rows(prop: Property, rows: np.ndarray, boxes: np.ndarray, arithmetic: Arithmetic) -> tuple[Rows, torch.Tensor]:
     """Rows of the property (sorted by box) as dense Rows over the batch of `boxes` (sorted), and their d."""
@@ -194,8 +209,8 @@ def bound_rows(
 ) -> np.ndarray:
     """Lower bounds "R" (numpy float64) of these rows of the property; NaN for those the deadline did not allow.
 
-    `corners`, if given, receives per row the corner of its box where the row's plane is lowest, flat "n". `decide`: a
-    bound need not become better than positive.
+    `corners`, if given, receives per row the corner of its box where the row's plane is lowest, or the point where a
+    program found the row lowest, flat "n". `decide`: a bound need not become better than positive.
     """
     ask = Ask(engine, arithmetic, clock, decide)
     match recipe:
@@ -226,9 +241,13 @@ def bound_rows(
                 bounds = run.propagate(context, batch, clock, states)
                 nu, d = spec_rows(prop, here, boxes, context.arithmetic)
                 relaxations: dict = {}
-                goal = -d if decide else None
-                value = run.row_bounds(context, batch, bounds, nu, d, relaxations, clock, states=states, goal=goal)
+                goal, points = -d if decide else None, {}
+                value = run.row_bounds(
+                    context, batch, bounds, nu, d, relaxations, clock, states=states, points=points, goal=goal
+                )
                 out[here] = value.double().cpu().numpy()
+                if corners is not None:
+                    corners.update((int(here[k]), point) for k, point in points.items())
                 if corners is not None and context.schedule.duals:
                     _add_corners(corners, context, batch, bounds, nu, here, relaxations)
         except Deadline:
@@ -251,8 +270,13 @@ def _add_corners(corners: dict, context, batch, bounds, nu: Rows, rows: np.ndarr
 
 
 def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
-    """Bound the open rows in float32; what closes there is bounded again in charged float64, which alone closes."""
+    """Bound the open rows in float32; what closes there is bounded again in charged float64, which alone closes.
+
+    Programs over encodings are solved once, in charged float64, for all rows of a clause together.
+    """
     spec = problem.property.spec
+    if solves(problem.engine, recipe):
+        return _program_stage(problem, recipe, clock)
     rows = np.flatnonzero(np.isin(spec.clause, problem.open))
     corners: dict = {}
     search = bound_rows(problem.engine, recipe, SEARCH, problem.property, rows, clock, corners, decide=True)
@@ -269,6 +293,57 @@ def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
     box = spec.row_box()
     hints = [(int(box[r]), x) for r, x in corners.items() if not problem.closed[spec.clause[r]]]
     return replace(problem, hints=(*problem.hints, *hints))
+
+
+def solves(engine: Engine, recipe: Recipe) -> bool:
+    """Do programs over encodings take part in the recipe?"""
+    alone = isinstance(recipe, Strategy) or (
+        isinstance(recipe, Meet) and any(isinstance(part, Strategy) for part in recipe.parts)
+    )
+    return not alone and engine.context(recipe, PROOF).schedule.solves
+
+
+def _program_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
+    """Close clauses box by box: by the rows' other bounds first, then by a program over each clause left open."""
+    context, prop = problem.engine.context(recipe, PROOF), problem.property
+    spec = prop.spec
+    quick = replace(context, schedule=replace(context.schedule, encoded=()))
+    with torch.no_grad():
+        for box in np.unique(spec.box[problem.open]):
+            try:
+                batch = InputBatch.of(prop.inputs.select([box]), context.arithmetic)
+                problem.engine.doubt += total_failure(recipe)
+                bounds = run.propagate(context, batch, clock, states := {})
+                rows = np.flatnonzero(spec.row_box() == box)
+                rows = rows[np.isin(spec.clause[rows], problem.open)]
+                nu, d = spec_rows(prop, rows, np.array([box]), context.arithmetic)
+                lower = run.row_bounds(quick, batch, bounds, nu, d, {}, clock, states=states)
+                problem = problem.learn(rows, lower.double().cpu().numpy())
+                for program in context.schedule.encoded:
+                    problem = _close_by_program(problem, context, program, batch, bounds, int(box), clock)
+            except Deadline:
+                break
+    return problem
+
+
+def _close_by_program(problem: Problem, context: Context, program, batch, bounds, box: int, clock: Clock) -> Problem:
+    spec = problem.property.spec
+    clauses = problem.open[spec.box[problem.open] == box]
+    rows = np.flatnonzero(np.isin(spec.clause, clauses))
+    if not len(rows):
+        return problem
+    nu, d = spec_rows(problem.property, rows, np.array([box]), context.arithmetic)
+    group, goal = np.searchsorted(clauses, spec.clause[rows]), np.zeros(len(clauses))
+    found = solve(
+        context, program, context.schedule.final, batch, bounds, nu, d.cpu().numpy(), clock, group=group, goal=goal
+    )
+    # As in `row_bounds`: the coefficients and d were rounded when they were read.
+    size = nu.abs_dot(bounds[context.schedule.target].magnitude()) + d.abs()
+    slack = np.zeros(len(clauses))
+    np.maximum.at(slack, group, size.cpu().numpy() * context.arithmetic.gamma(2))
+    points = [(box, x) for x in found.points if not np.isnan(x).any()]
+    problem = problem.learn_clauses(clauses, found.lower - slack - np.abs(found.lower) * context.arithmetic.gamma(2))
+    return replace(problem, hints=(*problem.hints, *points))
 
 
 def interval_bounds(problem: Problem) -> tuple[dict, int]:

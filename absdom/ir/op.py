@@ -219,6 +219,11 @@ class Elementwise(Op):
         """(end, slope, bias) of the affine pieces that cover [lower, upper], for exact encodings; () if smooth."""
         return ()
 
+    def quadratic(self, lower, upper):
+        """(yy, yz, zz, y, z, 1): coefficients "B *n" of a quadratic form that is 0 wherever y = f(z); None: there is
+        none. Each may be rounded once."""
+        return None
+
 
 class Block:
     """Coefficients of a PlaneMap that are more than one factor per element: a linear map per box, applied by itself.
@@ -266,6 +271,7 @@ class Multivariate(Op):
     kind: ClassVar[str] = "multivariate"
     knobs: ClassVar[tuple[str, ...]] = ()  # names of the free parameters of `planes`, each in [0, 1]
     coarse: ClassVar[bool] = False  # its planes are no better than its image
+    extremum: ClassVar[int] = 0  # 1: the largest of the elements that are gathered; -1: the least of them
 
     def image(self, lowers, uppers):
         """Bounds "B *out" over the boxes of the inputs."""

@@ -77,6 +77,8 @@ class ReduceMax(Multivariate):
 
     axis: int
 
+    extremum = 1
+
     def infer(self, x):
         return x.with_shape(1 if i == self.axis else s for i, s in enumerate(x.shape))
 

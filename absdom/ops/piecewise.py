@@ -102,6 +102,12 @@ class TwoPieces(Elementwise):
     def split_points(self, lower, upper):
         return torch.where(self.is_exact(lower, upper), lower.new_full((), float("nan")), torch.zeros_like(lower))
 
+    def quadratic(self, lower, upper):
+        """(y - left z) (y - right z) = 0."""
+        left, right = self.slopes()
+        zero = torch.zeros_like(lower)
+        return zero + 1, zero - (left + right), zero + left * right, zero, zero, zero
+
     def pieces(self, lower, upper):
         left, right = self.slopes()
         if lower >= 0 or upper <= 0:

@@ -42,6 +42,8 @@ def _slack(*terms):
 class Maximum(Multivariate):
     """max(a, b), elementwise: b + relu(a - b) with the triangle over the difference (Ehlers 2017)."""
 
+    extremum = 1
+
     def infer(self, a, b):
         return broadcast_type(a, b)
 
@@ -96,6 +98,8 @@ class ReduceMin(Multivariate):
     axis: int
 
     knobs = ("joint",)
+
+    extremum = -1
 
     def infer(self, x):
         return x.with_shape(1 if i == self.axis else s for i, s in enumerate(x.shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -28,6 +28,7 @@ class Context:
     arithmetic: Arithmetic
     values: dict[int, torch.Tensor]
     errors: dict[int, torch.Tensor]
+    report: Callable[[str], None] = lambda text: None  # told what long computations are about to do
     _at: dict[int, At] = field(default_factory=dict)
     _memo: dict[int, dict] = field(default_factory=dict)
 

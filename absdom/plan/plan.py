@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from absdom.domain import Dual, Forward
+from absdom.domain import Dual, Encoded, Forward
 from absdom.ir.graph import Graph
 from absdom.plan import memory
 
@@ -37,6 +37,7 @@ class Tighten:
     readers: tuple[tuple[int, int, tuple[int, ...]], ...]
     duals: tuple[Dual, ...]
     exact_on_boxes: bool = False
+    encoded: tuple[Encoded, ...] = ()
 
     def needed(self, parts: tuple) -> bool:
         """Is there anything to tighten on input sets with these parts?"""
@@ -53,10 +54,16 @@ class Schedule:
     stages: tuple[ForwardStage | Tighten, ...]
     final: Sweep
     prologue: tuple[int, ...]
+    encoded: tuple[Encoded, ...] = ()  # recipes whose programs bound the rows at the end
 
     @property
     def target(self) -> int:
         return self.final.start
+
+    @property
+    def solves(self) -> bool:
+        """Does any bound come from a program over an encoding? Such runs are made in charged float64 only."""
+        return bool(self.encoded) or any(isinstance(s, Tighten) and s.encoded for s in self.stages)
 
     @property
     def base(self) -> Forward:
@@ -89,10 +96,12 @@ class Schedule:
                 start, sets = stage.sweep.start, " (none on boxes)" if stage.exact_on_boxes else ""
                 lines.append(f"select   %{start}: neurons that {_readers(stage)} cannot treat exactly{sets}")
                 lines.append("  duals: " + ", ".join(map(repr, stage.duals)))
+                lines += [f"  program: {recipe!r}" for recipe in stage.encoded]
                 lines += _sweep_lines(graph, stage.sweep, "  pull   ")
         lines.append(f"rows     at %{self.target}")
         if self.duals:
             lines += _sweep_lines(graph, self.final, "  pull   ")
+        lines += [f"program  at %{self.target}: {recipe!r}" for recipe in self.encoded]
         return "\n".join(lines)
 
 

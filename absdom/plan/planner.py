@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from absdom import registry
-from absdom.domain import Dual, Forward, Layers, Meet, Recipe, Strategy, Tuned, rules_of
+from absdom.domain import Dual, Encoded, Forward, Layers, Meet, Recipe, Strategy, Tuned, rules_of
 from absdom.errors import UnsupportedOp, UsageError
 from absdom.ir.graph import Graph
 from absdom.ir.op import Affine, Elementwise, Input, Multivariate, Param
@@ -25,14 +25,15 @@ def make_schedule(graph: Graph, recipe: Recipe, target: int | None = None) -> Sc
     prologue = tuple(i for i in sorted(graph.ancestors([target])) if not graph.varying[i])
     names = _names(graph)
     wanted = {i: _parts(recipe, names[i]) for i in order}
-    duals = wanted[target].final
+    duals, encoded = _split(wanted[target].final)
     reach = {base: frozenset(order)}
     for domain in _unique(d for parts in wanted.values() for d in (*parts.forwards, *_companions(parts))):
         readers = [i for i, parts in wanted.items() if domain in parts.forwards or domain in _companions(parts)]
         reach.setdefault(domain, frozenset(graph.ancestors(readers) & set(order)))
     inner = {i: parts.inner for i, parts in wanted.items() if parts.inner}
-    _check_cells(graph, order, prologue, (*reach, *_unique(d for i in inner for d in inner[i]), *duals), base)
-    return Schedule(graph, reach, duals, _stages(graph, order, inner), sweep_from(graph, target), prologue)
+    inner_duals = _unique(d for i in inner for d in _split(inner[i])[0])
+    _check_cells(graph, order, prologue, (*reach, *inner_duals, *duals), base)
+    return Schedule(graph, reach, duals, _stages(graph, order, inner), sweep_from(graph, target), prologue, encoded)
 
 
 def sweep_from(graph: Graph, start: int) -> Sweep:
@@ -49,11 +50,11 @@ def _names(graph: Graph) -> list[tuple[str, ...]]:
 
 
 class _Parts(NamedTuple):
-    """What a recipe means for one node: forward domains, and the duals that bound it as an inner and as a last one."""
+    """What a recipe means for one node: forward domains, and what bounds rows at it as an inner and as a last one."""
 
     forwards: tuple[Forward, ...] = ()
-    inner: tuple[Dual, ...] = ()
-    final: tuple[Dual, ...] = ()
+    inner: tuple[Dual | Encoded, ...] = ()
+    final: tuple[Dual | Encoded, ...] = ()
 
 
 def _parts(recipe: Recipe, names: tuple[str, ...]) -> _Parts:
@@ -65,11 +66,14 @@ def _parts(recipe: Recipe, names: tuple[str, ...]) -> _Parts:
             if recipe.intermediate:
                 inner = tuple(recipe if part == dual else part for part in inner)
             return _Parts(forwards, inner, (recipe,))
-        case Dual(pre=None):
+        case Dual(pre=None) | Encoded(pre=None):
             return _Parts((), (recipe,), (recipe,))
         case Dual(pre=pre):
             forwards, inner, final = _parts(pre, names)
             return _Parts(forwards, _unique(inner + final), (recipe,))
+        case Encoded(pre=pre):  # rows that the sweeps of `pre` bring to their goal need no program
+            forwards, inner, final = _parts(pre, names)
+            return _Parts(forwards, _unique(inner + final), (*_split(final)[0], recipe))
         case Layers():
             chosen = recipe.of(names)
             if chosen is None:
@@ -84,11 +88,16 @@ def _parts(recipe: Recipe, names: tuple[str, ...]) -> _Parts:
                 f"{recipe!r} asks other recipes about whole properties: it stands alone or in a meet (a & b), not "
                 "within another recipe and not for one layer"
             )
-    raise UsageError(f"{recipe!r} is no recipe: recipes are Forward or Dual domains and their meets")
+    raise UsageError(f"{recipe!r} is no recipe: recipes are Forward, Dual or Encoded domains and their meets")
+
+
+def _split(recipes) -> tuple[tuple[Dual, ...], tuple[Encoded, ...]]:
+    programs = tuple(r for r in recipes if isinstance(r, Encoded))
+    return tuple(r for r in recipes if not isinstance(r, Encoded)), programs
 
 
 def _companions(parts: _Parts) -> tuple[Forward, ...]:
-    return _unique(c for dual in (*parts.inner, *parts.final) for c in rules_of(dual).companions)
+    return _unique(c for dual in _split((*parts.inner, *parts.final))[0] for c in rules_of(dual).companions)
 
 
 def _unique(items) -> tuple:
@@ -110,7 +119,7 @@ def _check_cells(graph, order, prologue, domains, base) -> None:
 
 
 def _stages(graph: Graph, order: tuple[int, ...], inner: Mapping[int, tuple]) -> tuple[ForwardStage | Tighten, ...]:
-    """`inner`: the duals that bound a node, for nodes that have such."""
+    """`inner`: the recipes that bound rows at a node, for nodes that have such."""
     wanted = {i: readers for i, readers in _tighten_points(graph, order).items() if i in inner} if inner else {}
     stages: list[ForwardStage | Tighten] = []
     pending: list[int] = []
@@ -124,7 +133,9 @@ def _stages(graph: Graph, order: tuple[int, ...], inner: Mapping[int, tuple]) ->
             moves = sorted({m for _, _, path in wanted[i] for m in path})
             pending += moves
             stages.append(ForwardStage(tuple(pending)))
-            stages.append(Tighten(sweep_from(graph, i), tuple(wanted[i]), inner[i], interval_is_exact(graph, i)))
+            duals, encoded = _split(inner[i])
+            exact = interval_is_exact(graph, i)
+            stages.append(Tighten(sweep_from(graph, i), tuple(wanted[i]), duals, exact, encoded))
             # The moves again, from the tightened bounds.
             pending = moves
             done.update(moves)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from absdom import registry
-from absdom.arithmetic import Arithmetic
-from absdom.domain import Forward, NodeBounds, Place, no_nan
+from absdom.arithmetic import PROOF, Arithmetic
+from absdom.domain import Encoded, Forward, NodeBounds, Place, no_nan
 from absdom.errors import Deadline
 from absdom.ir.graph import Graph
 from absdom.ir.op import At, Input, Param
 from absdom.plan.context import Context
 from absdom.plan.first_layer import over_balls
 from absdom.plan.plan import Schedule, Tighten
+from absdom.plan.programs import solve
 from absdom.plan.sweeps import NEVER, concretize, sweep
 from absdom.rows import Rows
 from absdom.sets import InputBatch
@@ -22,8 +25,13 @@ from absdom.types import Clock
 
 
 def prepare(schedule: Schedule, arithmetic: Arithmetic, params: Mapping[str, torch.Tensor] | None = None) -> Context:
-    """Evaluate the prologue. Charged runs evaluate it in intervals and keep the radius as each value's error."""
+    """Evaluate the prologue. Charged runs evaluate it in intervals and keep the radius as each value's error.
+
+    Where programs over encodings take part, the arithmetic is charged float64, whatever was asked for.
+    """
     graph = schedule.graph
+    if schedule.solves:
+        arithmetic = replace(PROOF, device=arithmetic.device)
     params = graph.params if params is None else params
     values, errors, boxes = {}, {}, {}
     for i in schedule.prologue:
@@ -46,15 +54,18 @@ def prepare(schedule: Schedule, arithmetic: Arithmetic, params: Mapping[str, tor
 
 def evaluate(context: Context, x: torch.Tensor) -> torch.Tensor:
     """The network itself: flat inputs "B n" -> the target's values "B *out"."""
-    values = dict(context.values)
-    graph = context.graph
-    for node, part in split_inputs(graph, x):
-        values[node] = part
-    for i in context.schedule.final.nodes[::-1]:
-        if i not in values:
-            values[i] = graph.nodes[i].op.eval(*(values[j] for j in graph.nodes[i].inputs))
-    out = values[context.schedule.target]
+    out = node_values(context, x, context.schedule.final.nodes[::-1])[context.schedule.target]
     return out.expand(x.shape[0], *out.shape[1:])
+
+
+def node_values(context: Context, x: torch.Tensor, nodes: Iterable[int]) -> dict[int, torch.Tensor]:
+    """The values "B *n" of `nodes` (in order, with all that they read) at flat inputs "B n"."""
+    values = dict(context.values)
+    values.update(split_inputs(context.graph, x))
+    for i in nodes:
+        if i not in values:
+            values[i] = context.graph.nodes[i].op.eval(*(values[j] for j in context.graph.nodes[i].inputs))
+    return values
 
 
 def split_inputs(graph: Graph, flat: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
@@ -140,8 +151,13 @@ def tighten(context, stage: Tighten, batch, bounds, relaxations, clock) -> NodeB
     else:
         flat, both, signs = rows_box * numel + rows_position, rows_position.repeat(2), torch.cat([sign, -sign])
     rows = Rows.one_hot(both, signs, context.graph.nodes[start].type.shape, boxes, place)
-    for recipe in stage.duals:
-        value = sweep(context, stage.sweep, recipe, batch, bounds, rows, relaxations, clock=clock)
+    for recipe in (*stage.duals, *stage.encoded):
+        if isinstance(recipe, Encoded):
+            known = {**bounds, start: own}
+            found = solve(context, recipe, stage.sweep, batch, known, rows, np.zeros(rows.count), clock)
+            value = torch.from_numpy(found.lower).to(own.lower)
+        else:
+            value = sweep(context, stage.sweep, recipe, batch, bounds, rows, relaxations, clock=clock)
         value = value.reshape(boxes, 2, -1).transpose(0, 1).flatten() if rows_box is None else value
         ends = value.reshape(2, -1)
         lower = own.lower.flatten().scatter(0, flat, ends[0]).reshape(own.lower.shape)
@@ -188,12 +204,15 @@ def node_bounds(context: Context, batch: InputBatch) -> NodeBounds:
     position = torch.arange(numel, device=own.lower.device).repeat(boxes)
     box = torch.arange(boxes, device=own.lower.device).repeat_interleave(numel)
     sign = torch.ones(len(position), dtype=own.lower.dtype, device=own.lower.device)
-    for recipe in schedule.duals:
-        ends = [
-            sweep(context, schedule.final, recipe, batch, bounds,
-                  Rows.one_hot(position, s * sign, own.lower.shape[1:], boxes, box))
-            for s in (1, -1)
-        ]  # fmt: skip
+    for recipe in (*schedule.duals, *schedule.encoded):
+        ends = []
+        for s in (1, -1):
+            rows = Rows.one_hot(position, s * sign, own.lower.shape[1:], boxes, box)
+            if isinstance(recipe, Encoded):
+                found = solve(context, recipe, schedule.final, batch, bounds, rows, np.zeros(rows.count), NEVER)
+                ends.append(torch.from_numpy(found.lower).to(own.lower))
+            else:
+                ends.append(sweep(context, schedule.final, recipe, batch, bounds, rows))
         found = NodeBounds(ends[0].reshape(own.lower.shape), -ends[1].reshape(own.lower.shape))
         own = own.meet(found, recipe.name)
     return own
@@ -208,6 +227,7 @@ def row_bounds(
     relaxations=None,
     clock: Clock = NEVER,
     states: Mapping[Forward, object] | None = None,
+    points: dict[int, np.ndarray] | None = None,
     **more,
 ) -> torch.Tensor:
     """Lower bounds "R" of c.v + d at the target: the best of the intervals, of the forward domains' `states` at the
@@ -215,7 +235,8 @@ def row_bounds(
 
     The intervals are those in front of the last affine ops, which are merged into the rows (Gowal et al. 2018).
 
-    With a `trace` (and one dual) the value is that of the traced plane alone.
+    With a `trace` (and one dual) the value is that of the traced plane alone. `points`, if given, receives per row the
+    flat input where a program found the row lowest.
     """
     schedule, arithmetic = context.schedule, context.arithmetic
     target = bounds[schedule.target]
@@ -227,9 +248,30 @@ def row_bounds(
     for recipe in schedule.duals:
         found = sweep(context, schedule.final, recipe, batch, bounds, rows, relaxations, clock=clock, **more)
         best = found if more.get("trace") is not None else torch.maximum(best, no_nan(found, -torch.inf))
+    for recipe in schedule.encoded:
+        best = torch.maximum(best, _by_program(context, recipe, batch, bounds, rows, best, clock, points, more))
     if arithmetic.charged:
         # The coefficients and d were rounded when they were read, and the sum rounds.
         best = (
             best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(2) - (best.abs() + d.abs()) * arithmetic.gamma(2)
         )
     return best + d
+
+
+def _by_program(context, recipe: Encoded, batch, bounds, rows: Rows, best, clock, points, more) -> torch.Tensor:
+    """Bounds "R" by a program, of the rows that are not yet at their goal; -inf for the others."""
+    goal = more.get("goal")
+    left = torch.ones_like(best, dtype=torch.bool) if goal is None else ~(best > goal)
+    chosen, found = torch.nonzero(left)[:, 0], torch.full_like(best, -torch.inf)
+    if not len(chosen):
+        return found
+    box = rows.per_row(torch.arange(rows.boxes, device=best.device))[chosen]
+    open_rows = Rows.dense_rows(rows.dense()[chosen], rows.boxes, box)
+    aim = None if goal is None else goal[chosen].cpu().numpy()
+    answer = solve(
+        context, recipe, context.schedule.final, batch, bounds, open_rows, np.zeros(len(chosen)), clock, goal=aim
+    )
+    if points is not None:
+        points.update((r, p) for r, p in zip(chosen.tolist(), answer.points) if not np.isnan(p).any())
+    found[chosen] = torch.from_numpy(answer.lower).to(best)
+    return found

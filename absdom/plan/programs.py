@@ -1,0 +1,90 @@
+"""Rows bounded by programs over an Encoding (LP, MILP, SDP): one box at a time, on the CPU, in charged float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from absdom import registry
+from absdom.domain import Answer, Encoded, NodeBounds, Question
+from absdom.errors import BudgetError
+from absdom.plan.context import Context
+from absdom.plan.encode import Encoder
+from absdom.plan.plan import Sweep
+from absdom.rows import Rows
+from absdom.sets import InputBatch
+from absdom.types import Clock
+
+
+def solve(
+    context: Context,
+    recipe: Encoded,
+    plan: Sweep,
+    batch: InputBatch,
+    bounds: Mapping[int, NodeBounds],
+    rows: Rows,
+    d: np.ndarray,
+    clock: Clock,
+    group: np.ndarray | None = None,
+    goal: np.ndarray | None = None,
+) -> Answer:
+    """The answer for each group of rows (None: each row is a group of its own); the rows of a group share a box.
+
+    group "R": sorted, 0 ... G - 1; goal "G"; d "R".
+    """
+    group = np.arange(rows.count) if group is None else group
+    count = int(group[-1]) + 1 if len(group) else 0
+    answer = Answer(
+        np.full(count, -np.inf), np.full(count, np.nan), np.full((count, batch.lower.shape[1]), np.nan)
+    )  # fmt: skip
+    box = rows.per_row(torch.arange(rows.boxes, device=batch.lower.device)).cpu().numpy()
+    data = rows.dense().reshape(rows.count, -1)
+    for b in np.unique(box):
+        if clock.passed():
+            break
+        chosen = np.flatnonzero(box == b)
+        mine, local = np.unique(group[chosen], return_inverse=True)
+        index = torch.as_tensor([int(b)], device=batch.lower.device)
+        C = data[torch.as_tensor(chosen, device=data.device)]
+        one = {i: bounds[i].select(index) for i in plan.nodes}
+        found = _solve_box(
+            context, recipe, plan, batch.select(index), one, C, d[chosen], local, clock,
+            None if goal is None else goal[mine],
+        )  # fmt: skip
+        for whole, part in zip(answer, found, strict=True):
+            whole[mine] = part
+    return answer
+
+
+def _solve_box(context, recipe: Encoded, plan, batch, bounds, C: torch.Tensor, d, group, clock, goal) -> Answer:
+    wanted = (C != 0).any(0).reshape(1, *bounds[plan.start].lower.shape[1:])
+    encoder = Encoder(context, plan, batch, bounds, wanted)
+    size = recipe.size(encoder.predict(recipe.style))
+    context.report(f"{recipe.name}: {size}")
+    if size.megabytes > recipe.budget:
+        raise BudgetError(
+            f"{recipe.name} would need {size}, above its budget of {recipe.budget:,.0f} MB: raise it, for example with "
+            f"{recipe.name}(budget={2 * size.megabytes:.0f}), or ask a cheaper method such as alpha-crown"
+        )
+
+    def attack(c: np.ndarray, d: float) -> np.ndarray:
+        tensor = context.arithmetic.tensor
+        points, _ = registry.service("pgd")(context, batch, tensor(c)[None, None], tensor([[d]]), clock)
+        return points[0].double().cpu().numpy()
+
+    question = Question(
+        encode=encoder.encode,
+        predict=encoder.predict,
+        C=sp.csr_matrix(C.double().cpu().numpy()),
+        d=np.asarray(d, dtype=np.float64),
+        group=group,
+        goal=goal,
+        clock=clock,
+        evaluate=encoder.evaluate,
+        attack=attack if plan.start == context.schedule.target else None,
+        report=context.report,
+    )
+    return recipe.solve(question)

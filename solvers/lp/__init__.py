@@ -1,0 +1,3 @@
+"""Linear programs over an encoding."""
+
+from absdom.solvers.lp.recipe import LinearProgram as LinearProgram
