@@ -14,7 +14,8 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic, precise_backends
-from absdom.domain import NodeBounds, Recipe, total_failure
+from absdom.domain import Encoded, NodeBounds, Recipe, total_failure
+from absdom.encoding import Encoding, Objective
 from absdom.errors import PropertyError, UnsupportedOp, UsageError
 from absdom.ir.graph import Graph
 from absdom.ir.text import print_graph
@@ -24,10 +25,20 @@ from absdom.plan import run
 from absdom.plan.context import Context
 from absdom.plan.planner import make_schedule
 from absdom.plan.recipes import parse_recipe
-from absdom.problem import Problem, attach_vector, bound_rows, most_precise, undefined_places, within_budget
+from absdom.plan.report import silent
+from absdom.problem import (
+    Problem,
+    attach_vector,
+    bound_rows,
+    clause_program,
+    most_precise,
+    predicted_programs,
+    undefined_places,
+    within_budget,
+)
 from absdom.property import InputSet, Property
 from absdom.sets import InputBatch
-from absdom.types import Clock
+from absdom.types import Clock, Program
 from absdom.verdict import Result, Witness
 
 
@@ -97,17 +108,19 @@ class Compiled:
         *,
         arithmetic: Arithmetic = SEARCH,
         params: Mapping[str, torch.Tensor] | None = None,
+        progress: Callable[[str], None] = silent,
     ) -> NodeBounds:
         """Bounds "B *n" of a layer by its name in the file (default: the output) over a batch of input sets (a
         property stands for its own).
 
         `params` replaces weights by label; gradients flow to those that need them. With `arithmetic=PROOF` the
-        bounds hold over the reals.
+        bounds hold over the reals. `progress` is told how large programs will be. Raises BudgetError.
         """
         _check_proves(self.recipe, arithmetic)
         node = self.target if layer is None else self.graph.find(layer)
         schedule = make_schedule(self.graph, self.recipe, node)
         context = run.prepare(schedule, arithmetic, {**self.graph.params, **(params or {})})
+        context.report.tell = progress
         inputs = inputs.inputs if isinstance(inputs, Property) else inputs
         batch = InputBatch.of(inputs, context.arithmetic) if isinstance(inputs, InputSet) else inputs
         return run.node_bounds(context, batch)
@@ -255,12 +268,13 @@ class BoundReport:
     peak_mb: float
     method: str
     predicted: dict[str, float] = field(default_factory=dict)  # seconds of the methods that were considered
+    programs: tuple[Program, ...] = ()  # the predicted sizes of those that were asked for
 
     def to_json(self) -> dict:
         rows = [{"clause": c, "row": r, "lower": v} for c, r, v in self.rows]
         return {
             "rows": rows, "seconds": self.seconds, "peak_mb": self.peak_mb, "method": self.method,
-            "predicted_seconds": self.predicted,
+            "predicted_seconds": self.predicted, "programs": [program.to_json() for program in self.programs],
         }  # fmt: skip
 
 
@@ -280,8 +294,9 @@ def bound(
     """One bounding call over all rows of the property, in float32 (`proof`: in charged float64).
 
     A method of which more than `budget` seconds are predicted gives way to crown-ibp or ibp; the method `auto` is the
-    most precise of those that need no more. `progress` is told, and the report names what was run. Raises PropertyError
-    where nothing can be bounded because a function is not defined on all of the input set.
+    most precise of those that need no more. `progress` is told, also how large programs will be, and the report names
+    what was run. Raises BudgetError, and PropertyError where nothing can be bounded because a function is not defined
+    on all of the input set.
     """
     precise_backends()
     problem, _ = make_problem(read_task(model, prop), pick_device(device))
@@ -289,8 +304,10 @@ def bound(
         choice = most_precise(problem, budget)
     else:
         choice = within_budget(problem, str(method), recipe_of(method), budget)
-    if choice.note and progress is not None:
-        progress(choice.note)
+    if progress is not None:
+        problem.engine.report.tell = progress
+    if choice.note:
+        problem.engine.report.tell(choice.note)
     _check_proves(choice.recipe, PROOF if proof else SEARCH)
     report = bound_problem(problem, choice.method, choice.recipe, PROOF if proof else SEARCH)
     return replace(report, predicted=choice.seconds)
@@ -311,14 +328,53 @@ def bound_problem(problem: Problem, name: str, recipe: Recipe, arithmetic: Arith
         )
     rows = [(int(c), r, float(v)) for r, (c, v) in enumerate(zip(spec.clause, value, strict=True))]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return BoundReport(rows, seconds, peak, name)
+    return BoundReport(rows, seconds, peak, name, programs=problem.engine.report.programs)
 
 
 def plan(model, prop, *, method: str | Recipe = "crown") -> str:
     """The steps, shapes, knobs, FLOPs and bytes of bounding this property, as text."""
+    task, recipe = read_task(model, prop), recipe_of(method)
+    problem = Problem.of(task.graph, task.property)
+    schedule = make_schedule(problem.engine.graph, recipe)
+    return schedule.describe({(p.node, p.recipe): p.size for p in predicted_programs(problem, recipe)})
+
+
+def encode(
+    model,
+    prop,
+    *,
+    method: str | Recipe = "milp",
+    clause: int | None = None,
+    box: int | None = None,
+    progress: Callable[[str], None] = silent,
+) -> tuple[Encoding, Objective]:
+    """The program of one clause of a property: the network over the clause's box, and what is to be minimised, the
+    largest of the clause's rows. A minimum above 0 refutes the clause.
+
+    method: a recipe of programs (lp, milp, sdp), whose `pre` makes the intermediate bounds, in charged float64. clause:
+    its number, as `bound` prints it (default: the first one, of the box of that number if `box` is given). Raises
+    UsageError, BudgetError, PropertyError, ModelError.
+    """
+    recipe = recipe_of(method)
+    if not isinstance(recipe, Encoded):
+        raise UsageError(f"method {method}: it makes no program; encode with lp, milp or another one that does")
+    precise_backends()
     task = read_task(model, prop)
     problem = Problem.of(task.graph, task.property)
-    return make_schedule(problem.engine.graph, recipe_of(method)).describe()
+    problem.engine.report.tell = progress
+    return clause_program(problem, recipe, _chosen_clause(task.property, clause, box))
+
+
+def _chosen_clause(prop: Property, clause: int | None, box: int | None) -> int:
+    for name, value, count in (("clause", clause, prop.spec.clauses), ("box", box, len(prop.inputs))):
+        if value is not None and not 0 <= value < count:
+            raise UsageError(f"{name} {value}: the property has {count}, numbered from 0")
+    inside = np.flatnonzero(prop.spec.box == box) if box is not None else np.arange(prop.spec.clauses)
+    if clause is not None and clause not in inside:
+        raise UsageError(f"clause {clause} is one of box {prop.spec.box[clause]}, not of box {box}")
+    if not len(inside):
+        raise UsageError("there is no clause to encode: no counterexample is possible there")
+    return int(inside[0]) if clause is None else clause
 
 
 def info(model) -> dict:

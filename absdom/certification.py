@@ -27,13 +27,14 @@ from absdom import registry
 from absdom.api import Task, load, make_problem, model_file, pick_device, recipe_of
 from absdom.arithmetic import PROOF, SEARCH, precise_backends
 from absdom.datasets import Ball, Dataset, label_rows, read_dataset, rows_property
-from absdom.domain import Meet, Recipe, Strategy, total_failure
+from absdom.domain import Recipe, total_failure
 from absdom.errors import AbsdomError, Deadline, UsageError
 from absdom.ir.graph import Graph
-from absdom.pipeline import Confirm
+from absdom.pipeline import Confirm, Replay
 from absdom.plan import cost, memory, run
 from absdom.plan.plan import Tighten
-from absdom.problem import Engine, Problem, bound_rows, most_precise
+from absdom.plan.report import Report
+from absdom.problem import Engine, Problem, asks_others, bound_rows, most_precise, solves
 from absdom.property import InputSet, Property
 from absdom.results import ATTACKED, CERTIFIED, DIFFERS, OPEN, Certification, Item
 from absdom.sets import InputBatch
@@ -61,14 +62,14 @@ class Stage:
 
 
 class _Stop(Clock):
-    """A clock that passes when somebody says so."""
+    """A clock that also passes when somebody says so."""
 
-    def __init__(self, event: Event):
-        super().__init__()
+    def __init__(self, event: Event, limit: float = inf):
+        super().__init__(limit)
         object.__setattr__(self, "event", event)
 
-    def passed(self) -> bool:
-        return self.event.is_set()
+    def left(self) -> float:
+        return 0.0 if self.event.is_set() else super().left()
 
 
 def certify(
@@ -99,6 +100,7 @@ def prepare(
     seed: int = 0,
     example=None,
     budget: float = inf,
+    timeout_per_image: float = inf,
     progress: Callable[[str], None] | None = None,
 ) -> Certifier:
     """Read and check all that is needed to certify items offset, ..., offset + limit - 1 of `data` (an .npz file, or a
@@ -107,8 +109,10 @@ def prepare(
 
     models: one model, or a list of them, a cascade (all that `load` takes). An item is certified when its label's
     score is proved above every other score on the whole set; ties count as errors. `method` "auto": the most precise
-    one of which at most `budget` seconds per item of the first model are predicted; `progress` is told which. Raises
-    UsageError, PropertyError, ModelError, UnsupportedOp.
+    one of which at most `budget` seconds per item of the first model are predicted; `progress` is told which, and how
+    large programs will be. An item for which `timeout_per_image` seconds, attack and all models included, are too few
+    stays open and is counted; with such a limit items are done one by one. Raises UsageError, PropertyError,
+    ModelError, UnsupportedOp, and BudgetError while it runs.
     """
     precise_backends()
     where, recipe = pick_device(device), None if method == "auto" else recipe_of(method)
@@ -116,6 +120,8 @@ def prepare(
         raise UsageError(f"method {method}: it gives estimates, which prove nothing; certify with another method")
     if (limit is not None and limit < 1) or offset < 0:
         raise UsageError(f"limit {limit}, offset {offset}: at least one item, and none before item 0")
+    if not timeout_per_image > 0:
+        raise UsageError(f"timeout per image {timeout_per_image}: it is not a positive number of seconds")
     models = list(models) if isinstance(models, (list, tuple)) else [models]
     if not models:
         raise UsageError("certify needs a model")
@@ -130,7 +136,8 @@ def prepare(
         if progress is not None:
             progress(f"auto: {choice.method}, for {budget:g} s per item")
     stages = [_stage(m, t, recipe, where) for m, t in zip(models, tasks, strict=True)]
-    return Certifier(dataset, stages, recipe, attack, seed, where)
+    report = Report() if progress is None else Report(progress)
+    return Certifier(dataset, stages, recipe, attack, seed, where, timeout_per_image, report)
 
 
 def _read(data, graphs: Sequence[Graph], ball: Ball | None, offset: int, limit: int | None) -> Dataset:
@@ -175,9 +182,7 @@ def boxes_at_once(engine: Engine, recipe: Recipe, inputs: InputSet) -> int:
 
     A chunk over parts of several boxes has to gather each row's bounds; rows of one box share them.
     """
-    if isinstance(recipe, Strategy) or (
-        isinstance(recipe, Meet) and any(isinstance(p, Strategy) for p in recipe.parts)
-    ):
+    if asks_others(recipe) or solves(engine, recipe):
         return 1
     schedule, size = engine.context(recipe, PROOF).schedule, 256
     context = engine.evaluator(SEARCH)
@@ -196,12 +201,23 @@ def boxes_at_once(engine: Engine, recipe: Recipe, inputs: InputSet) -> int:
 class Certifier:
     """Works through groups of items, several at a time. Each worker has engines of its own."""
 
-    def __init__(self, data: Dataset, stages: Sequence[Stage], recipe: Recipe, attack: bool, seed: int, device: str):
+    def __init__(
+        self,
+        data: Dataset,
+        stages: Sequence[Stage],
+        recipe: Recipe,
+        attack: bool,
+        seed: int,
+        device: str,
+        timeout: float,
+        report: Report,
+    ):
+        """timeout: seconds per item."""
         self.data, self.stages, self.recipe, self.attack, self.seed = data, stages, recipe, attack, seed
-        self.device = device
+        self.device, self.timeout, self.report = device, timeout, report
         self.pgd = registry.service("pgd") if attack else None
         self.stop = Event()
-        self.clock = _Stop(self.stop)
+        self.solves = any(solves(stage.problem.engine, recipe) for stage in stages)
 
     def left(self, known: Iterable[Item]) -> int:
         """How many items are still to be done."""
@@ -218,30 +234,33 @@ class Certifier:
     ) -> Certification:
         """The items of the data: those of an earlier run, `known`, as they are, the others done now.
 
-        `jobs`: groups worked on side by side (default: one per core, and one on a GPU). `record` gets each group when
-        it is done.
+        `jobs`: groups worked on side by side (default: one per core; one on a GPU and for programs, whose solvers use
+        the cores themselves). `record` gets each group when it is done.
         """
         started = time.monotonic()
         self.stop.clear()
         done = {item.number: item for item in known}
         fresh = self._fresh(done)
-        for items in self._groups(fresh, jobs or (1 if self.device == "cuda" else min(JOBS, _cores()))):
+        alone = self.device == "cuda" or self.solves
+        for items in self._groups(fresh, jobs or (1 if alone else min(JOBS, _cores()))):
             done |= {item.number: item for item in items}
             if record is not None:
                 record(items)
         ordered = tuple(done[self.data.first + i] for i in range(len(self.data)))
         names = tuple(stage.name for stage in self.stages)
-        return Certification(ordered, names, self.attack, time.monotonic() - started, len(fresh))
+        seconds = time.monotonic() - started
+        attacked = self.attack or self.solves
+        return Certification(ordered, names, attacked, seconds, len(fresh), self.report.programs)
 
     def _groups(self, items: np.ndarray, jobs: int) -> Iterable[list[Item]]:
         """The items, group by group, as they are done."""
         elements = max(sum(n.type.numel for n in s.problem.engine.graph.nodes) for s in self.stages)
         size = max(16, min(256, GROUP_ELEMENTS // elements)) * (8 if self.device == "cuda" else 1)
-        size = max(1, min(size, -(-len(items) // jobs)))
+        size = 1 if self.solves or self.timeout < inf else max(1, min(size, -(-len(items) // jobs)))
         groups = [items[i : i + size] for i in range(0, len(items), size)]
         engines: queue.SimpleQueue = queue.SimpleQueue()
         for _ in range(jobs):
-            engines.put([Engine(s.problem.engine.graph, self.device) for s in self.stages])
+            engines.put([Engine(s.problem.engine.graph, self.device, report=self.report) for s in self.stages])
         if jobs == 1:
             yield from (self._group(group, engines) for group in groups)
             return
@@ -261,7 +280,7 @@ class Certifier:
         try:
             started = time.perf_counter()
             found = self._certify(items, mine)
-            if self.clock.passed():
+            if self.stop.is_set():
                 raise Deadline("certification was stopped")
             seconds = (time.perf_counter() - started) / len(items)
             return [replace(item, seconds=seconds) for item in found]
@@ -269,7 +288,7 @@ class Certifier:
             engines.put(mine)
 
     def _certify(self, items: np.ndarray, engines: Sequence[Engine]) -> list[Item]:
-        data, count = self.data, len(items)
+        data, count, clock = self.data, len(items), _Stop(self.stop, self.timeout)
         points, sets = data.points(items), data.input_sets(items)
         labels = None if data.labels is None else data.labels[items]
         outputs = self.stages[0].outputs(points)
@@ -296,13 +315,15 @@ class Certifier:
             if not len(asked):
                 break
             prop = rows_property(sets.select(asked), C[asked], d[asked])
-            fooled = self._attacked(stage, engine, prop, C[asked], d[asked], int(items[0]))
+            fooled = self._attacked(stage, engine, prop, C[asked], d[asked], int(items[0]), clock)
             wanted = np.flatnonzero(~fooled | ((data.first + items[asked]) % CANARY == 0))
             before = engine.doubt
-            lower = self._bounds(stage, engine, sets.select(asked[wanted]), C[asked[wanted]], d[asked[wanted]])
+            chosen = asked[wanted]
+            lower, refuted = self._bounds(stage, engine, sets.select(chosen), C[chosen], d[chosen], clock)
             doubt[asked[wanted]] += (engine.doubt - before) / max(1, len(wanted))
             bound = np.full(len(asked), np.nan)
             bound[wanted] = lower
+            fooled[wanted] |= refuted
             best[asked] = np.fmax(best[asked], bound)
             scale = 1 + np.abs(outputs[asked]).max(1)
             self._check(items[asked], fooled, bound, NOISE * scale)
@@ -319,11 +340,12 @@ class Certifier:
                 outcomes=tuple(outcomes[i]),
                 bound=None if np.isnan(best[i]) else float(best[i]),
                 doubt=float(doubt[i]),
+                out_of_time=clock.passed() and outcomes[i][-1:] == [OPEN],
             )
             for i in range(count)
         ]
 
-    def _attacked(self, stage: Stage, engine: Engine, prop: Property, C, d, seed: int) -> np.ndarray:
+    def _attacked(self, stage: Stage, engine: Engine, prop: Property, C, d, seed: int, clock: Clock) -> np.ndarray:
         """Bool "B": sets with a counterexample that the judge confirms."""
         fooled = np.zeros(len(prop.inputs), dtype=bool)
         if self.pgd is None:
@@ -331,23 +353,31 @@ class Certifier:
         context = engine.evaluator(SEARCH)
         tensor = context.arithmetic.tensor
         batch = InputBatch.of(prop.inputs, context.arithmetic)
-        points, values = self.pgd(context, batch, tensor(C), tensor(d), self.clock, seed=self.seed + seed)
+        points, values = self.pgd(context, batch, tensor(C), tensor(d), clock, seed=self.seed + seed)
         points, values = points.double().cpu().numpy(), values.double().cpu().numpy()
         confirm = Confirm(Problem.on(engine, prop), stage.judge)
         for box in np.flatnonzero(values <= 0):
             fooled[box] = confirm(int(box), points[box]) is not None
         return fooled
 
-    def _bounds(self, stage: Stage, engine: Engine, sets: InputSet, C: np.ndarray, d: np.ndarray) -> np.ndarray:
-        """The least proved bound "B" of each set's rows; NaN where there is none."""
-        least = np.full(len(C), np.nan)
+    def _bounds(
+        self, stage: Stage, engine: Engine, sets: InputSet, C: np.ndarray, d: np.ndarray, clock: Clock
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The least proved bound "B" of each set's rows, NaN where there is none; bool "B": the sets in which a program
+        found a counterexample that the judge confirms."""
+        least, refuted = np.full(len(C), np.nan), np.zeros(len(C), dtype=bool)
         for start in range(0, len(C), stage.boxes):
             part = np.arange(start, min(len(C), start + stage.boxes))
             prop = rows_property(sets.select(part), C[part], d[part])
-            rows = np.arange(prop.spec.rows)
-            lower = bound_rows(engine, self.recipe, PROOF, prop, rows, self.clock, decide=True)
+            replay = Replay(Confirm(Problem.on(engine, prop), stage.judge))
+            points = {} if self.solves else None
+            rows, box = np.arange(prop.spec.rows), prop.spec.row_box()
+            lower = bound_rows(engine, self.recipe, PROOF, prop, rows, clock, points, decide=True, found=replay)
             least[part] = lower.reshape(len(part), -1).min(1)  # a NaN among the rows stays
-        return least
+            for row in (r for r in points or () if not lower[r] > 0):
+                replay(int(box[row]), points[row])
+            refuted[part] = replay.witness is not None  # programs are asked about one set at a time
+        return least, refuted
 
     def _check(self, items: np.ndarray, fooled: np.ndarray, bound: np.ndarray, noise: np.ndarray) -> None:
         """No proof may contradict a replayed counterexample by more than float32 evaluation can err."""

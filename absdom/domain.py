@@ -221,7 +221,10 @@ class Question(NamedTuple):
     `encode(style)` and `predict(style)` give the network as variables and rows, and how large that will be; the bounds
     they rely on hold over the reals. `goal` "G": bounds above it are of no more use (None: there is no such value).
     `evaluate(points "k n", encoding)` gives the variables "k N" of points of the box (float64, rounded); `attack(c, d)`
-    a point "n" of the box where c.y + d is low, None where the rows are not at the network's end.
+    a point "n" of the box where c.y + d is low, None where the rows are not at the network's end. `found(point "n")` is
+    to be asked about points of the box where a group's rows may all be at most at its goal; where it says True, no
+    further answer is of use. `narrow(encoding, lower "N", upper "N")`: the same question, whose encodings also rely on
+    these bounds of an encoding's variables, which have to hold over the reals; None: there is no such question.
     """
 
     encode: Callable[[Style], Encoding]
@@ -234,6 +237,8 @@ class Question(NamedTuple):
     evaluate: Callable[[np.ndarray, Encoding], np.ndarray]
     attack: Callable[[np.ndarray, float], np.ndarray] | None
     report: Callable[[str], None]
+    found: Callable[[np.ndarray], bool] = lambda point: False
+    narrow: Callable[[Encoding, np.ndarray, np.ndarray], Question] | None = None
 
     @property
     def groups(self) -> int:
@@ -246,6 +251,10 @@ class Answer(NamedTuple):
     lower: np.ndarray  # "G"; -inf: nothing is known
     claimed: np.ndarray  # "G"; NaN: there is none
     points: np.ndarray  # "G n"; NaN: there is none
+
+
+SIMPLEX = 20.0  # operations of the simplex method per row and entry of a linear program
+ITERATIONS = 500.0  # of a first-order method for a semidefinite program
 
 
 class Encoded(Recipe, ABC):
@@ -267,6 +276,12 @@ class Encoded(Recipe, ABC):
     def size(self, predicted: Size) -> Size:
         """The size of the program over an encoding of the predicted size."""
         return predicted
+
+    def operations(self, size: Size) -> float:
+        """Predicted operations of one program of that size: a linear program per binary, and the factorisations of a
+        first-order method where there are matrices."""
+        linear = SIMPLEX * size.rows * size.entries * (1 + size.binaries)
+        return linear + ITERATIONS * sum(10.0 * order**3 for order in size.blocks)
 
     @abstractmethod
     def solve(self, question: Question) -> Answer:

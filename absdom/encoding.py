@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from absdom.types import Size
+
 UNIT = 2.0**-53
 TINY = 2.0**-1022
 INPUTS = -1  # the number of the node of columns that belong to no node, and of the rows of the input set
@@ -45,34 +47,12 @@ class Objective(NamedTuple):
     slack: float = 0.0
 
 
-class Size(NamedTuple):
-    """How large an encoding is, or will be at most."""
-
-    columns: int = 0
-    rows: int = 0
-    entries: int = 0
-    binaries: int = 0
-    quadratics: int = 0
-    blocks: tuple[int, ...] = ()  # orders of the matrices of a semidefinite program
-    megabytes: float = 0.0  # what a solver of it is expected to take
-
-    def __add__(self, other: Size) -> Size:
-        return Size(*(a + b for a, b in zip(self, other, strict=True)))
-
-    def __str__(self) -> str:
-        parts = [f"{self.columns:,} variables", f"{self.rows:,} rows", f"{self.entries:,} entries"]
-        parts += [f"{self.binaries:,} binaries"] if self.binaries else []
-        parts += [f"{self.quadratics:,} quadratic forms"] if self.quadratics else []
-        if self.blocks:
-            parts.append("matrices of order " + ", ".join(map(str, self.blocks)))
-        return ", ".join(parts) + f", about {self.megabytes:,.0f} MB"
-
-
 @dataclass(frozen=True, eq=False)
 class Quadratics:
     """Q quadratic forms, sum value v_i v_j + linear v + constant: <= slack, or (`equality`) within +-slack of 0.
 
     `form`, `first`, `second`, `value`: the products, one entry each (i <= j or not, no symmetry is needed).
+    `convex`: a part of the input set, <= 0 on a convex set.
     """
 
     form: np.ndarray
@@ -83,6 +63,7 @@ class Quadratics:
     constant: np.ndarray
     equality: np.ndarray
     slack: np.ndarray
+    convex: np.ndarray
 
     @property
     def count(self) -> int:
@@ -111,6 +92,7 @@ class Encoding:
     quadratics: Quadratics
     columns_of: dict[int, np.ndarray] = field(default_factory=dict, repr=False)  # node -> its elements' columns
     choices: tuple = field(default=(), repr=False)  # what the binaries choose between: see `Choice`
+    distances: tuple = field(default=(), repr=False)  # columns that belong to no node: see `Distances`
     complete: bool = False
 
     @property
@@ -151,17 +133,17 @@ class Encoding:
         C "K T", d "K". Gives the wider encoding and its objective, t alone.
         """
         G, slack = np.stack([self._spread(c) for c in C]), np.array([self._doubt(c) for c in C])
-        reach = np.abs(G) @ np.maximum(np.abs(self.lower), np.abs(self.upper))
-        ends = np.where(G > 0, G * self.lower, G * self.upper).sum(1) + d
-        tops = np.where(G > 0, G * self.upper, G * self.lower).sum(1) + d
+        with np.errstate(invalid="ignore"):  # 0 times infinity is 0 here
+            sides = [np.where(G == 0, 0.0, G * side) for side in (self.lower, self.upper)]
+        reach, ends, tops = (t.sum(1) for t in (np.maximum(*np.abs(sides)), np.minimum(*sides), np.maximum(*sides)))
         margin = (reach + np.abs(d)) * gamma(G.shape[1] + 4) + slack + TINY
         row = sp.hstack([sp.csr_matrix(-G), sp.csr_matrix(np.ones((len(G), 1)))])
         wide = sp.hstack([self.matrix, sp.csr_matrix((self.matrix.shape[0], 1))])
         linear = sp.hstack([self.quadratics.linear, sp.csr_matrix((self.quadratics.count, 1))]).tocsr()
         more = replace(
             self,
-            lower=np.append(self.lower, (ends - margin).max()),
-            upper=np.append(self.upper, (tops + margin).max()),
+            lower=np.append(self.lower, (ends + d - margin).max()),
+            upper=np.append(self.upper, (tops + d + margin).max()),
             matrix=sp.vstack([wide, row]).tocsr(),
             low=np.concatenate([self.low, d]),
             high=np.concatenate([self.high, np.full(len(d), np.inf)]),
@@ -171,6 +153,29 @@ class Encoding:
             quadratics=replace(self.quadratics, linear=linear),
         )
         return more, Objective(np.append(np.zeros(len(self.lower)), 1.0))
+
+    @cached_property
+    def _input_rows(self) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
+        """The rows that speak of the input set alone, with their sides."""
+        own = np.diff(self.matrix[:, self.node != INPUTS].indptr) == 0
+        return self.matrix[own], self.low[own], self.high[own]
+
+    def admits(self, v: np.ndarray, tolerance: float, curved: bool = True) -> bool:
+        """Is the input set, but for its box, missed by at most `tolerance` (relative) at the variables "N"?
+
+        Without `curved`, only the rows of the set are looked at, and not its quadratic forms.
+        """
+        (rows, low, high), forms = self._input_rows, self.quadratics
+        acts, room = rows @ v, tolerance * (1 + abs(rows) @ np.abs(v))
+        if not ((acts >= low - room) & (acts <= high + room)).all():
+            return False
+        value = np.bincount(forms.form, forms.value * v[forms.first] * v[forms.second], minlength=forms.count)
+        value = (value + forms.linear @ v + forms.constant)[forms.convex]
+        return not curved or bool((value <= tolerance).all())
+
+    def least(self, C: np.ndarray, d: np.ndarray) -> tuple[Encoding, Objective]:
+        """An encoding and its objective, whose minimum is that of the largest of the rows C "K T" . target + d "K"."""
+        return (self, self.objective(C[0], d[0])) if len(C) == 1 else self.with_maximum(C, d)
 
     def safe_bound(
         self,
@@ -194,7 +199,7 @@ class Encoding:
         with np.errstate(invalid="ignore", over="ignore"):
             reach = np.maximum(np.abs(lower), np.abs(upper))
             used = weight > 0
-            slip = np.where(used, gamma(entries + 2) * weight * reach, 0.0)
+            slip = np.where(used, gamma(entries + 2) * (weight + TINY) * reach, 0.0)
             ends = np.where(used, np.where(slope >= 0, slope * lower, slope * upper), 0.0)
             side = np.where(y > 0, self.low, np.where(y < 0, self.high, 0.0))
             terms = y * side
@@ -211,7 +216,8 @@ class Choice:
     """What one or several binaries decide: `binaries[k]` is 1 where piece k holds, at the columns `value`.
 
     `kind` "pieces": the pieces of a function of the column `source`, that end at `ends`; "largest" or "least": which
-    of the columns `source` the value is. A single binary chooses between two pieces: 1 is the second one.
+    of the columns `source` the value is. A single binary chooses between two pieces: 1 is the second one. Pieces that
+    are `lines` "K 2" (slope, bias) may have no length or end where the function jumps.
     """
 
     kind: str
@@ -219,7 +225,18 @@ class Choice:
     value: int
     source: np.ndarray
     ends: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    parts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))  # further columns, per piece
+    # Further columns, 0 but for the piece that holds: what it has of the source and, where given, of the value.
+    parts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    lines: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+
+
+class Distances(NamedTuple):
+    """The columns `value` stand for |source - centre| / radius, or more."""
+
+    value: np.ndarray
+    source: np.ndarray
+    centre: np.ndarray
+    radius: np.ndarray
 
 
 class Builder:
@@ -235,8 +252,9 @@ class Builder:
         self._sides: list[tuple] = []  # low, high, slack
         self._products: list[tuple] = []  # form, first, second, value
         self._linear: list[tuple] = []  # form, column, value
-        self._forms: list[tuple] = []  # constant, equality, slack
+        self._forms: list[tuple] = []  # constant, equality, slack, convex
         self._choices: list[Choice] = []
+        self._distances: list[Distances] = []
 
     def columns(self, lower, upper, node: int, integer: bool = False) -> np.ndarray:
         """New variables with these bounds "k": their numbers."""
@@ -261,25 +279,31 @@ class Builder:
 
     def add_rows(self, row, column, value, low, high, slack=0.0) -> None:
         """Rows low - slack <= sum value v_column <= high + slack; `row` counts from 0 within this call."""
+        demand_columns(column)
         low, high = np.broadcast_arrays(np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64))
         row, column, value = (np.ravel(t) for t in np.broadcast_arrays(row, column, value))
         self._entries.append((row + self.rows, column, value.astype(np.float64)))
         self._sides.append((low.ravel(), high.ravel(), np.broadcast_to(slack, low.shape).ravel()))
         self.rows += low.size
 
-    def add_forms(self, products: tuple, linear: tuple, constant, equality, slack=0.0) -> None:
+    def add_forms(self, products: tuple, linear: tuple, constant, equality, slack=0.0, convex=False) -> None:
         """Quadratic forms: products (form, first, second, value), linear (form, column, value); forms count from 0."""
         constant = np.asarray(constant, dtype=np.float64).ravel()
+        for part in (*products[1:3], linear[1]):
+            demand_columns(part)
         form, *rest = (np.ravel(t) for t in np.broadcast_arrays(*products))
         self._products.append((form + self.forms, *rest))
         form, *rest = (np.ravel(t) for t in np.broadcast_arrays(*linear))
         self._linear.append((form + self.forms, *rest))
-        shape = constant.shape
-        self._forms.append((constant, np.broadcast_to(equality, shape), np.broadcast_to(slack, shape)))
+        marks = (np.broadcast_to(mark, constant.shape) for mark in (equality, slack, convex))
+        self._forms.append((constant, *marks))
         self.forms += len(constant)
 
     def choose(self, choice: Choice) -> None:
         self._choices.append(choice)
+
+    def measure(self, distances: Distances) -> None:
+        self._distances.append(distances)
 
     def finish(self, inputs: np.ndarray, target: np.ndarray, columns_of: dict[int, np.ndarray]) -> Encoding:
         lower, upper, integer, node = _joined(self._columns, (float, float, bool, np.int64))
@@ -289,19 +313,32 @@ class Builder:
         # Claims that cross hold both: of a point at most (rounding), or of nothing.
         lower, upper = np.minimum(lower, upper), np.maximum(lower, upper)
         row, column, value = _joined(self._entries, (np.int64, np.int64, float))
-        matrix = sp.csr_matrix((value, (row, column)), shape=(self.rows, self.count))
         low, high, slack = _joined(self._sides, (float, float, float))
+        # Rows that say nothing, where nothing is known; with them no solver gets far.
+        known = np.isfinite(slack) & ~np.isnan(low) & ~np.isnan(high) & (low < np.inf) & (high > -np.inf)
+        known[row[~np.isfinite(value)]] = False
+        if not known.all():
+            self.complete = False
+            number, kept = np.cumsum(known) - 1, known[row]
+            row, column, value = number[row[kept]], column[kept], value[kept]
+            low, high, slack = low[known], high[known], slack[known]
+        matrix = sp.csr_matrix((value, (row, column)), shape=(len(low), self.count))
         return Encoding(
             lower, upper, matrix, low, high, slack, integer, node, inputs, target, self._all_forms(), columns_of,
-            tuple(self._choices), self.complete,
+            tuple(self._choices), tuple(self._distances), self.complete,
         )  # fmt: skip
 
     def _all_forms(self) -> Quadratics:
         form, first, second, value = _joined(self._products, (np.int64, np.int64, np.int64, float))
         row, column, coefficient = _joined(self._linear, (np.int64, np.int64, float))
         linear = sp.csr_matrix((coefficient, (row, column)), shape=(self.forms, self.count))
-        constant, equality, slack = _joined(self._forms, (float, bool, float))
-        return Quadratics(form, first, second, value, linear, constant, equality, slack)
+        constant, *marks = _joined(self._forms, (float, bool, float, bool))
+        return Quadratics(form, first, second, value, linear, constant, *marks)
+
+
+def demand_columns(columns) -> None:
+    if (np.asarray(columns) < 0).any():
+        raise ValueError("a rule of the encoding reads an element that its `needs` did not name")
 
 
 def _joined(parts: list[tuple], types: tuple) -> list[np.ndarray]:

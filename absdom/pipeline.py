@@ -69,6 +69,18 @@ class Confirm:
         return bool(((lower > 0) | ((lower >= 0) & ~flipped.strict)).all())
 
 
+class Replay:
+    """Asked about points that may be counterexamples, until one of them is; it keeps the witness."""
+
+    def __init__(self, confirm: Confirm):
+        self.confirm, self.witness = confirm, None
+
+    def __call__(self, box: int, point: np.ndarray) -> bool:
+        if self.witness is None:
+            self.witness = self.confirm(box, point)
+        return self.witness is not None
+
+
 @dataclass(eq=False)
 class Log:
     """What the stages did so far."""
@@ -82,7 +94,7 @@ def verify_problem(problem: Problem, judge, clock: Clock, options: Options) -> R
     """Run the ladder until a verdict or the deadline."""
     confirm = Confirm(problem, judge)
     if options.progress is not None:
-        problem.engine.report = options.progress
+        problem.engine.report.tell = options.progress
     log = Log()
     witness = None
     for name, stage in _ladder(problem, options, confirm, clock, log):
@@ -115,7 +127,12 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
         return name, stage
 
     def bounding(name, recipe):
-        return name, lambda problem: (recipe_stage(problem, recipe, clock), None, "")
+        def stage(problem):
+            replay = Replay(confirm)
+            problem = recipe_stage(problem, recipe, clock, replay)
+            return problem, replay.witness, ""
+
+        return name, stage
 
     if options.recipe is None:
         yield bounding("interval", recipes["ibp"]())  # costs as much as a few evaluations
@@ -123,10 +140,8 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
         yield attacking("attack", "quick")
     if options.recipe is not None:
         yield bounding(options.method, options.recipe)
-        if solves(problem.engine, options.recipe):
-            yield "replay", lambda problem: (problem, _replayed(problem, confirm), "")
-            if options.attack:  # from where the programs found the rows lowest
-                yield attacking("attack-again", "quick")
+        if options.attack and solves(problem.engine, options.recipe):  # from where programs found the rows lowest
+            yield attacking("attack-again", "quick")
         return
     # Where the sweeps for intermediate bounds would take too much of the time, the linear domain over intervals is
     # asked first, and perhaps closes what those need not.
@@ -144,11 +159,6 @@ def _ladder(problem, options: Options, confirm, clock: Clock, log: Log):
         return problem, witness, note
 
     yield "branch-and-bound", searching
-
-
-def _replayed(problem: Problem, confirm: Confirm) -> Witness | None:
-    """The first of the hints that is a counterexample."""
-    return next((found for box, point in problem.hints if (found := confirm(box, point)) is not None), None)
 
 
 def guarantee(doubt: float) -> str:
@@ -195,6 +205,7 @@ def _result(problem: Problem, witness, clock: Clock, options: Options, log: Log)
         clauses_open=len(problem.open),
         witness=witness,
         reason=reason,
+        programs=problem.engine.report.programs,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import PROOF, SEARCH, Arithmetic
-from absdom.domain import Meet, Recipe, Strategy, total_failure
+from absdom.domain import Encoded, Meet, Recipe, Strategy, total_failure
+from absdom.encoding import Encoding, Objective
 from absdom.errors import Deadline, PropertyError, UnsupportedOp
 from absdom.ir.graph import Builder, Graph
 from absdom.ops.affine import Add, Mul
@@ -22,7 +23,8 @@ from absdom.passes import lower
 from absdom.plan import cost, memory, run, sweeps
 from absdom.plan.context import Context
 from absdom.plan.planner import make_schedule
-from absdom.plan.programs import solve
+from absdom.plan.programs import Found, encoder_within_budget, solve
+from absdom.plan.report import Report
 from absdom.plan.sweeps import NEVER
 from absdom.property import Property
 from absdom.rows import Rows
@@ -88,7 +90,7 @@ class Engine:
     graph: Graph
     device: str = "cpu"
     doubt: float = 0.0  # a bound on the probability that any bound of a random recipe was wrong so far
-    report: Callable[[str], None] = lambda text: None  # told what long computations are about to do
+    report: Report = field(default_factory=Report)
     _contexts: dict = field(default_factory=dict)
 
     def context(self, recipe: Recipe, arithmetic: Arithmetic) -> Context:
@@ -96,7 +98,7 @@ class Engine:
         key = (recipe, arithmetic)
         if key not in self._contexts:
             context = run.prepare(make_schedule(self.graph, recipe), arithmetic)
-            self._contexts[key] = replace(context, report=lambda text: self.report(text))
+            self._contexts[key] = replace(context, report=self.report)
         return self._contexts[key]
 
     def evaluator(self, arithmetic: Arithmetic) -> Context:
@@ -206,11 +208,13 @@ def bound_rows(
     clock: Clock = NEVER,
     corners: dict | None = None,
     decide: bool = False,
+    found: Found | None = None,
 ) -> np.ndarray:
     """Lower bounds "R" (numpy float64) of these rows of the property; NaN for those the deadline did not allow.
 
     `corners`, if given, receives per row the corner of its box where the row's plane is lowest, or the point where a
-    program found the row lowest, flat "n". `decide`: a bound need not become better than positive.
+    program found the row lowest, flat "n". `decide`: a bound need not become better than positive. found(box, point
+    "n") is asked about points where programs found rows at 0 or below; where it says True, the rest is not bounded.
     """
     ask = Ask(engine, arithmetic, clock, decide)
     match recipe:
@@ -218,11 +222,11 @@ def bound_rows(
             return recipe.bound(ask, prop, np.asarray(rows))
         case Meet(parts) if any(isinstance(part, Strategy) for part in parts):
             plain = tuple(part for part in parts if not isinstance(part, Strategy))
-            found = [part.bound(ask, prop, np.asarray(rows)) for part in parts if isinstance(part, Strategy)]
+            values = [part.bound(ask, prop, np.asarray(rows)) for part in parts if isinstance(part, Strategy)]
             if plain:
                 together = plain[0] if len(plain) == 1 else Meet(plain)
-                found.append(bound_rows(engine, together, arithmetic, prop, rows, clock, corners, decide))
-            return np.fmax.reduce(found)
+                values.append(bound_rows(engine, together, arithmetic, prop, rows, clock, corners, decide, found))
+            return np.fmax.reduce(values)
     context = engine.context(recipe, arithmetic)
     out = np.full(prop.spec.rows, np.nan)
     row_box = prop.spec.row_box()
@@ -243,12 +247,13 @@ def bound_rows(
                 relaxations: dict = {}
                 goal, points = -d if decide else None, {}
                 value = run.row_bounds(
-                    context, batch, bounds, nu, d, relaxations, clock, states=states, points=points, goal=goal
-                )
+                    context, batch, bounds, nu, d, relaxations, clock, states=states, points=points, goal=goal,
+                    found=found and (lambda b, point, boxes=boxes: found(int(boxes[b]), point)),
+                )  # fmt: skip
                 out[here] = value.double().cpu().numpy()
                 if corners is not None:
                     corners.update((int(here[k]), point) for k, point in points.items())
-                if corners is not None and context.schedule.duals:
+                if corners is not None and context.schedule.duals and not context.schedule.encoded:
                     _add_corners(corners, context, batch, bounds, nu, here, relaxations)
         except Deadline:
             pass
@@ -269,18 +274,20 @@ def _add_corners(corners: dict, context, batch, bounds, nu: Rows, rows: np.ndarr
     corners.update(zip(rows[:count].tolist(), points.double().cpu().numpy(), strict=True))
 
 
-def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
+def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock, found: Found) -> Problem:
     """Bound the open rows in float32; what closes there is bounded again in charged float64, which alone closes.
 
-    Programs over encodings are solved once, in charged float64, for all rows of a clause together.
+    Programs over encodings are solved once, in charged float64, for all rows of a clause together. found(box, point
+    "n") is asked about points where they found a clause at 0 or below; where it says True, the stage ends.
     """
     spec = problem.property.spec
-    if solves(problem.engine, recipe):
-        return _program_stage(problem, recipe, clock)
+    estimates = np.isinf(total_failure(recipe))  # they close nothing
+    if solves(problem.engine, recipe) and not estimates:
+        return _program_stage(problem, recipe, clock, found)
     rows = np.flatnonzero(np.isin(spec.clause, problem.open))
     corners: dict = {}
-    search = bound_rows(problem.engine, recipe, SEARCH, problem.property, rows, clock, corners, decide=True)
-    if np.isinf(total_failure(recipe)):  # estimates close nothing
+    search = bound_rows(problem.engine, recipe, SEARCH, problem.property, rows, clock, corners, True, found)
+    if estimates:
         return problem
     problem = replace(problem, search_lower=np.fmax(problem.search_lower, search))
     slack = np.where(np.isfinite(search), 1e-4 * (1 + np.abs(search)), 0)
@@ -297,13 +304,15 @@ def recipe_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
 
 def solves(engine: Engine, recipe: Recipe) -> bool:
     """Do programs over encodings take part in the recipe?"""
-    alone = isinstance(recipe, Strategy) or (
-        isinstance(recipe, Meet) and any(isinstance(part, Strategy) for part in recipe.parts)
-    )
-    return not alone and engine.context(recipe, PROOF).schedule.solves
+    return not asks_others(recipe) and engine.context(recipe, PROOF).schedule.solves
 
 
-def _program_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
+def asks_others(recipe: Recipe) -> bool:
+    """Is the recipe a strategy, or one that meets such?"""
+    return isinstance(recipe, Strategy) or (isinstance(recipe, Meet) and any(map(asks_others, recipe.parts)))
+
+
+def _program_stage(problem: Problem, recipe: Recipe, clock: Clock, found: Found) -> Problem:
     """Close clauses box by box: by the rows' other bounds first, then by a program over each clause left open."""
     context, prop = problem.engine.context(recipe, PROOF), problem.property
     spec = prop.spec
@@ -320,39 +329,66 @@ def _program_stage(problem: Problem, recipe: Recipe, clock: Clock) -> Problem:
                 lower = run.row_bounds(quick, batch, bounds, nu, d, {}, clock, states=states)
                 problem = problem.learn(rows, lower.double().cpu().numpy())
                 for program in context.schedule.encoded:
-                    problem = _close_by_program(problem, context, program, batch, bounds, int(box), clock)
+                    problem, ended = _close_by_program(problem, context, program, batch, bounds, int(box), clock, found)
+                    if ended:
+                        return problem
             except Deadline:
                 break
     return problem
 
 
-def _close_by_program(problem: Problem, context: Context, program, batch, bounds, box: int, clock: Clock) -> Problem:
+def _close_by_program(
+    problem: Problem, context: Context, program, batch, bounds, box: int, clock: Clock, found: Found
+) -> tuple[Problem, bool]:
+    """The problem after a program for each open clause of a box; has `found` said that nothing else is of use?"""
     spec = problem.property.spec
     clauses = problem.open[spec.box[problem.open] == box]
     rows = np.flatnonzero(np.isin(spec.clause, clauses))
     if not len(rows):
-        return problem
+        return problem, False
     nu, d = spec_rows(problem.property, rows, np.array([box]), context.arithmetic)
     group, goal = np.searchsorted(clauses, spec.clause[rows]), np.zeros(len(clauses))
-    found = solve(
-        context, program, context.schedule.final, batch, bounds, nu, d.cpu().numpy(), clock, group=group, goal=goal
-    )
-    # As in `row_bounds`: the coefficients and d were rounded when they were read.
-    size = nu.abs_dot(bounds[context.schedule.target].magnitude()) + d.abs()
+    answer = solve(
+        context, program, context.schedule.final, batch, bounds, nu, d.cpu().numpy(), clock, group=group, goal=goal,
+        found=lambda _, point: found(box, point),
+    )  # fmt: skip
     slack = np.zeros(len(clauses))
-    np.maximum.at(slack, group, size.cpu().numpy() * context.arithmetic.gamma(2))
-    points = [(box, x) for x in found.points if not np.isnan(x).any()]
-    problem = problem.learn_clauses(clauses, found.lower - slack - np.abs(found.lower) * context.arithmetic.gamma(2))
-    return replace(problem, hints=(*problem.hints, *points))
+    np.maximum.at(slack, group, run.misread(nu, d, bounds[context.schedule.target], context.arithmetic).cpu().numpy())
+    lower = answer.lower - slack - np.abs(answer.lower) * context.arithmetic.gamma(2)
+    points = [(box, x) for x, low in zip(answer.points, lower) if low <= 0 and not np.isnan(x).any()]
+    problem = replace(problem.learn_clauses(clauses, lower), hints=(*problem.hints, *points))
+    return problem, any(found(*hint) for hint in points)
 
 
-def interval_bounds(problem: Problem) -> tuple[dict, int]:
-    """Interval bounds of all nodes over the first few boxes, and how many boxes those are."""
-    context = problem.engine.evaluator(SEARCH)
+def clause_program(problem: Problem, recipe: Encoded, clause: int) -> tuple[Encoding, Objective]:
+    """The program of a recipe whose minimum is the least value, over the clause's box, of the clause's largest row."""
+    context, spec = problem.engine.context(recipe, PROOF), problem.property.spec
+    rows, box = np.flatnonzero(spec.clause == clause), spec.box[[clause]]
+    with torch.no_grad():
+        batch = InputBatch.of(problem.property.inputs.select(box), context.arithmetic)
+        bounds = run.propagate(context, batch)
+        nu, d = spec_rows(problem.property, rows, box, context.arithmetic)
+        C = nu.dense().reshape(len(rows), -1)
+        encoder = encoder_within_budget(context, recipe, context.schedule.final, batch, bounds, C)
+        return encoder.encode(recipe.style).least(C.cpu().numpy(), d.cpu().numpy())
+
+
+def interval_bounds(problem: Problem, arithmetic: Arithmetic = SEARCH) -> tuple[InputBatch, dict]:
+    """The first few boxes, and interval bounds of all nodes over them."""
+    context = problem.engine.evaluator(arithmetic)
     sample = np.arange(min(cost.SAMPLE, len(problem.property.inputs)))
     with torch.no_grad():
         batch = InputBatch.of(problem.property.inputs.select(sample), context.arithmetic)
-        return run.propagate(context, batch), len(sample)
+        return batch, run.propagate(context, batch)
+
+
+def predicted_programs(problem: Problem, recipe: Recipe) -> list[cost.Programs]:
+    """The programs that a recipe will ask for, and how large they will be at most: by interval bounds."""
+    context = problem.engine.context(recipe, PROOF)
+    if not context.schedule.solves:
+        return []
+    with torch.no_grad():
+        return list(cost.predicted_programs(context, *interval_bounds(problem, PROOF), problem.property.spec.rows))
 
 
 class Choice(NamedTuple):
@@ -407,7 +443,7 @@ def most_precise(problem: Problem, budget: float) -> Choice:
 
 def _predictions(problem: Problem, candidates: Mapping[str, Recipe]) -> Iterable[tuple[str, float]]:
     """Predicted seconds of bounding all rows, method by method."""
-    bounds, sample = interval_bounds(problem)
+    sample, bounds = interval_bounds(problem)
     engine, prop = problem.engine, problem.property
 
     def operations(recipe: Recipe, boxes: float, rows: float) -> float:
@@ -416,7 +452,10 @@ def _predictions(problem: Problem, candidates: Mapping[str, Recipe]) -> Iterable
                 return recipe.cost(operations, boxes, rows)
             case Meet(parts) if any(isinstance(part, Strategy) for part in parts):
                 return sum(operations(part, boxes, rows) for part in parts)
-        return cost.predicted_flops(engine.context(recipe, SEARCH), bounds, sample, boxes, rows, prop.inputs.parts)
+        context = engine.context(recipe, SEARCH)
+        if not context.schedule.solves:
+            return cost.predicted_flops(context, sample, bounds, boxes, rows)
+        return cost.predicted_flops(context, *interval_bounds(problem, PROOF), boxes, rows)
 
     for name, recipe in candidates.items():
         yield name, cost.predicted_seconds(operations(recipe, len(prop.inputs), prop.spec.rows), engine.device)
@@ -424,7 +463,7 @@ def _predictions(problem: Problem, candidates: Mapping[str, Recipe]) -> Iterable
 
 def undefined_places(problem: Problem) -> list[str]:
     """The nodes that may divide by zero, or leave the domain of their function otherwise, in the first boxes."""
-    bounds, _ = interval_bounds(problem)
+    _, bounds = interval_bounds(problem)
     graph, constants = problem.engine.graph, problem.engine.evaluator(SEARCH).values
     found = []
     for i in sorted(bounds):

@@ -25,10 +25,12 @@ from absdom.errors import UsageError
 from absdom.input_set import InputSet
 from absdom.pipeline import Confirm
 from absdom.plan import cost
+from absdom.plan.report import silent
 from absdom.plan.sweeps import NEVER
 from absdom.problem import Engine, Problem, bound_rows
 from absdom.property import Property
 from absdom.sets import InputBatch
+from absdom.types import Program
 
 GROUP = 64  # items searched side by side
 ROUNDS = 40  # radii tried per item at most: enough to halve an interval down to float64's precision
@@ -51,6 +53,7 @@ class Radii:
     attacked: np.ndarray
     seconds: float
     doubt: float = 0.0
+    programs: tuple[Program, ...] = ()  # the predicted sizes of those that were asked for
 
     def __len__(self) -> int:
         return len(self.certified)
@@ -66,6 +69,7 @@ class Radii:
             "median_attacked": _finite(np.median(self.attacked)),
             "failure_probability": min(1.0, self.doubt),
             "seconds": self.seconds,
+            "programs": [program.to_json() for program in self.programs],
             "items": items,
         }
 
@@ -90,13 +94,14 @@ def distance(
     seed: int = 0,
     example=None,
     progress: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] = silent,
 ) -> Radii:
     """The largest radii at which `method` proves that the labels hold on l_p balls around points, met with `clip`.
 
     x: points "N ..." with their labels "N" (or one of each), or an .npz file with both (see `absdom.datasets`), of
     which items offset, ..., offset + limit - 1 are taken. Each certified radius is proved in charged float64, and the
-    search ends where `tolerance` times it is left. `progress` is told the numbers of items that are done. Raises
-    UsageError, PropertyError, ModelError, UnsupportedOp.
+    search ends where `tolerance` times it is left. `progress` is told the numbers of items that are done, `tell` how
+    large programs will be. Raises UsageError, PropertyError, ModelError, UnsupportedOp, BudgetError.
     """
     started = time.monotonic()
     precise_backends()
@@ -116,6 +121,7 @@ def distance(
     prop = rows_property(data.input_sets(first), *label_rows(data.labels[first], data.outputs))
     judge = None if path is None else registry.service("judge")(path)
     problem, judge = make_problem(Task(graph, prop, judge, {}), where)
+    problem.engine.report.tell = tell
     certified, attacked = np.full(len(data), nan), np.full(len(data), inf)
     for start in range(0, len(data), GROUP):
         items = np.arange(start, min(start + GROUP, len(data)))
@@ -126,7 +132,10 @@ def distance(
         for item in items if progress is not None else ():
             progress(offset + int(item))
     numbers = offset + np.arange(len(data))
-    return Radii(numbers, data.labels, certified, attacked, time.monotonic() - started, problem.engine.doubt)
+    seconds = time.monotonic() - started
+    return Radii(
+        numbers, data.labels, certified, attacked, seconds, problem.engine.doubt, problem.engine.report.programs
+    )
 
 
 def _data(x, label):

@@ -8,6 +8,8 @@ from math import isfinite, nan
 
 import numpy as np
 
+from absdom.types import Program, largest
+
 CERTIFIED, ATTACKED, OPEN, DIFFERS = "certified", "attacked", "open", "differs"
 OUTCOMES = (CERTIFIED, ATTACKED, OPEN, DIFFERS)
 
@@ -19,7 +21,8 @@ class Item:
     first model). `clean`: the label, or all rows, hold at the point itself.
 
     `bound`: the best least proved bound (None: nothing was bounded; a bound need not become better than positive).
-    `seconds` of one worker; `doubt`: the probability that random recipes were wrong here, at most.
+    `seconds` of one worker; `doubt`: the probability that random recipes were wrong here, at most; `out_of_time`: open
+    because the time for an item ended.
     """
 
     number: int
@@ -30,6 +33,7 @@ class Item:
     bound: float | None = None
     seconds: float = 0.0
     doubt: float = 0.0
+    out_of_time: bool = False
 
     @property
     def flagged(self) -> bool:
@@ -60,6 +64,7 @@ class Item:
             all(type(v) is int for v in whole)
             and all(type(v) in (int, float) and isfinite(v) for v in numbers)
             and type(item.clean) is bool
+            and type(item.out_of_time) is bool
             and item.outcomes
             and not set(item.outcomes) - set(OUTCOMES)
         )
@@ -72,7 +77,8 @@ class Item:
 class Certification:
     """The items in the order of the data, and what they add up to. Shares are between 0 and 1.
 
-    seconds: of this run; `fresh`: how many items it did (the others were known).
+    seconds: of this run; `fresh`: how many items it did (the others were known); `programs`: the predicted sizes of
+    those that it asked for.
     """
 
     items: tuple[Item, ...]
@@ -80,6 +86,7 @@ class Certification:
     attack: bool
     seconds: float
     fresh: int
+    programs: tuple[Program, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -128,6 +135,11 @@ class Certification:
     def certified_error(self) -> float:
         return float((~self.certified).mean())
 
+    @property
+    def out_of_time(self) -> int:
+        """How many items are open because their time ended."""
+        return sum(item.out_of_time for item in self.items)
+
     def stages(self) -> list[dict]:
         """Per model: how many items it was asked about, and what it said of them."""
         found = []
@@ -147,11 +159,13 @@ class Certification:
             "attacked_error": self.attacked_error,
             "certified_error": self.certified_error,
             "flagged": float(self.flagged.mean()),
+            "out_of_time": self.out_of_time,
             "stages": self.stages(),
             "seconds": self.seconds,
             "fresh": self.fresh,
             "seconds_per_image": float(np.mean([item.seconds for item in self.items])),
             "failure_probability": self.doubt,
+            "programs": [program.to_json() for program in self.programs],
         }
 
     def text(self) -> str:
@@ -165,6 +179,9 @@ class Certification:
         for k, stage in enumerate(self.stages(), 1):
             counts = ", ".join(f"{stage[outcome]} {outcome}" for outcome in OUTCOMES)
             lines.append(f"model {k}: asked about {stage['asked']}: {counts}  {stage['model']}")
+        if self.out_of_time:
+            lines.append(f"{self.out_of_time} items ran out of their time and are open")
+        lines += map(str, largest(self.programs))
         seconds = float(np.mean([item.seconds for item in self.items]))
         lines.append(f"{self.seconds:.3f} s for {self.fresh} items, {seconds:.4f} s of one worker per item")
         return "\n".join(lines)

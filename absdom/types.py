@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,61 @@ class Clock:
 
     def passed(self) -> bool:
         return self.left() <= 0
+
+
+SHOWN_BLOCKS = 6  # orders of matrices that are listed one by one
+
+
+class Size(NamedTuple):
+    """How large an encoding is, or will be at most."""
+
+    columns: int = 0
+    rows: int = 0
+    entries: int = 0
+    binaries: int = 0
+    quadratics: int = 0
+    blocks: tuple[int, ...] = ()  # orders of the matrices of a semidefinite program
+    megabytes: float = 0.0  # what a solver of it is expected to take
+    layers: tuple[tuple[int, int], ...] = ()  # per part of the network: (variables of its own, defined by equalities)
+
+    def __add__(self, other: Size) -> Size:
+        return Size(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def __str__(self) -> str:
+        parts = [f"{self.columns:,} variables", f"{self.rows:,} rows", f"{self.entries:,} entries"]
+        parts += [f"{self.binaries:,} binaries"] if self.binaries else []
+        parts += [f"{self.quadratics:,} quadratic forms"] if self.quadratics else []
+        if self.blocks:
+            count, few = len(self.blocks), len(self.blocks) <= SHOWN_BLOCKS
+            orders = ", ".join(map(str, self.blocks)) if few else f"up to {max(self.blocks)}"
+            parts.append(f"{'a matrix' if count == 1 else f'{count} matrices'} of order {orders}")
+        return ", ".join(parts) + f", about {self.megabytes:,.{0 if self.megabytes >= 10 else 1}f} MB"
+
+    def to_json(self) -> dict:
+        return {
+            "variables": self.columns, "rows": self.rows, "entries": self.entries, "binaries": self.binaries,
+            "quadratic_forms": self.quadratics, "matrices": list(self.blocks), "megabytes": self.megabytes,
+        }  # fmt: skip
+
+
+class Program(NamedTuple):
+    """The predicted size of the largest program of a method at a place in the network."""
+
+    method: str
+    place: str
+    size: Size
+
+    def __str__(self) -> str:
+        return f"{self.method}: {self.size}, at {self.place}"
+
+    def to_json(self) -> dict:
+        return {"method": self.method, "at": self.place, **self.size.to_json()}
+
+
+def largest(programs: Iterable[Program]) -> list[Program]:
+    """The largest program of each method."""
+    found: dict[str, Program] = {}
+    for program in programs:
+        if program.method not in found or program.size.megabytes > found[program.method].size.megabytes:
+            found[program.method] = program
+    return list(found.values())

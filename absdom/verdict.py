@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from absdom.interface import Interface, Variable
+from absdom.types import Program
 
 WORDS = ("unsat", "sat", "unknown", "timeout")
 EXIT_CODE = {"unsat": 0, "sat": 1, "error": 2, "unknown": 3, "timeout": 4}
@@ -77,6 +78,7 @@ class Result:
     clauses_open: int = 0
     witness: Witness | None = None
     reason: str = ""  # why unknown
+    programs: tuple[Program, ...] = ()  # the predicted sizes of those that were asked for
     provenance: dict = field(default_factory=dict)  # sha256 of the files, versions, precision flags, seed, device
 
     @property
@@ -103,5 +105,6 @@ class Result:
             "clauses_open": self.clauses_open,
             "witness": witness,
             "reason": self.reason,
+            "programs": [program.to_json() for program in self.programs],
             **self.provenance,
         }

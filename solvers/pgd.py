@@ -53,7 +53,8 @@ def pgd(
         if target is None:  # the last point is the centre
             order = rows.detach()[:, -1].argsort(1)
             target = order[:, torch.arange(count - 1, device=x.device) % order.shape[1]]
-        loss = least[:, -1].sum() + rows[:, :-1].gather(2, target[:, :, None]).sum()
+        with torch.enable_grad():  # also where the caller needs none
+            loss = least[:, -1].sum() + rows[:, :-1].gather(2, target[:, :, None]).sum()
         (gradient,) = torch.autograd.grad(loss, x)
         x, momentum = descend(batch, x.detach(), gradient, momentum, step)
     return points, best

@@ -154,3 +154,19 @@ def test_06_own_layer_dual(root, tmp_path):
     )
     holds, fails, *_ = plugin_at_work(plugin, laws, "hardtanh(slope=parallel)", tmp_path)
     assert holds.startswith("unsat") and fails.startswith("sat")
+
+
+def test_07_own_program(root, tmp_path):
+    """Through the command line; each further binary decided only helps, up to the exact program."""
+    plugin = root / "examples" / "07_own_program.py"
+    assert len(plugin.read_text().splitlines()) < 55
+    laws = (
+        "from absdom import api\n"
+        f"files = {str(tmp_path / 'net.onnx')!r}, {str(tmp_path / 'holds.vnnlib')!r}\n"
+        "methods = 'lp', 'cases(count=0)', 'cases(count=3)', 'cases(count=8)', 'milp'\n"
+        "values = [api.bound(*files, method=m).rows[0][2] for m in methods]\n"
+        "assert abs(values[0] - values[1]) < 1e-3 and all(b >= a - 1e-4 for a, b in zip(values, values[1:])), values\n"
+    )
+    holds, fails, bound, certified = plugin_at_work(plugin, laws, "cases(count=6)", tmp_path)
+    assert holds.startswith("unsat") and fails.startswith("sat") and "certified error" in certified
+    assert "binaries" in bound

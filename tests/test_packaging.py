@@ -21,7 +21,7 @@ FLOORS = (
     ("frontends", "passes", "plan", "domains"),
     ("pipeline", "problem", "solvers"),
     ("api", "coverage", "certification", "radii"),
-    ("train", "testing", "testing_cases", "testing_rules"),
+    ("train", "testing", "testing_cases", "testing_encodings", "testing_rules"),
     ("cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -7,9 +7,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pytest
+
 from absdom import api
 from absdom.cli.commands import COMMANDS
-from absdom.cli.main import parse
+from absdom.cli.main import main, parse
 
 START = "<!-- coverage: written by `pytest tests/test_readme.py --update-readme` -->\n\n"
 END = "\n<!-- end of coverage -->\n"
@@ -36,12 +38,25 @@ def commands(root: Path) -> list[str]:
 
 def test_the_commands_parse(root):
     found = commands(root)
-    assert len(found) == 18
+    assert len(found) == 22
     for command in found:
         arguments = shlex.split(command)[1:]
         if "--help" not in arguments:
             parse(arguments)
     assert {command.split()[1] for command in found} == set(COMMANDS)
+
+
+def test_the_example_of_programs_prints_what_it_says(root, small, tmp_path, monkeypatch, capsys):
+    shutil.copy(small.model, tmp_path / "network.onnx")
+    shutil.copy(small.fails, tmp_path / "fails.vnnlib")
+    monkeypatch.chdir(tmp_path)
+    text = (root / "README.md").read_text(encoding="utf-8")
+    command, size, head, *rows = re.search(r"```\n\$ absdom (bound .*?)```", text, re.S).group(1).splitlines()
+    assert main(shlex.split(command)) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [size] and out.splitlines()[0] == head and out.splitlines()[-2] == size
+    for said, row in zip(rows, out.splitlines()[1:], strict=False):
+        assert [float(v) for v in said.split()] == pytest.approx([float(v) for v in row.split()], rel=1e-5)
 
 
 def test_the_python_blocks_run(root, small, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from pathlib import Path
 from absdom.cli.output import progress_bar
 from absdom.cli.records import COLUMNS, DECIDED, Instance, Outcome, Row, read_instances, read_results
 from absdom.cli.runner import Runner, run_all
+from absdom.errors import UsageError
 
 VERIFY = (sys.executable, "-m", "absdom", "verify")
 GRACE = 10.0  # seconds beyond the timeout before a process is killed: start-up and the last confirming pass
@@ -25,6 +26,7 @@ def run_campaign(
     timeout_cap: float = math.inf,
     limit: int | None = None,
     jobs: int = 1,
+    method: str = "auto",
     command: Sequence[str] = VERIFY,
     grace: float = GRACE,
     chat: Callable[[str], None] = lambda text: None,
@@ -32,14 +34,20 @@ def run_campaign(
     """Verify the instances of a CSV file, `jobs` at a time; append each row to `out` when it is known.
 
     Rows that `out` already has, by (onnx, vnnlib), are not run again. `command` is called with model, property,
-    `--timeout S` and `--json FILE`. Raises UsageError when a file cannot be used; a failing instance is a row.
+    `--timeout S`, `--json FILE` and, where it is not auto, `--method RECIPE`. Raises UsageError when a file cannot be
+    used, also where its rows are of another method; a failing instance is a row.
     """
-    outcome, fresh = _split(read_instances(instances)[:limit], read_results(out))
+    rows = read_results(out)
+    others = sorted({row.method for row in rows} - {"", method})
+    if others and method != "auto":
+        raise UsageError(f"{out}: its rows are of the method {others[0]}, not {method}: name another file with --out")
+    outcome, fresh = _split(read_instances(instances)[:limit], rows)
     if outcome.rows:
         chat(
             f"{out}: {len(outcome.rows)} of {len(outcome.rows) + len(fresh)} instances are there and are not run again"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    command = [*command, "--method", method] if method != "auto" else command
     runner = Runner(command, grace, max(1, cores // jobs) if jobs > 1 else None)
     with open(out, "a", encoding="utf-8", newline="") as file, progress_bar(len(fresh)) as advance:
         writer = csv.writer(file, lineterminator="\n")

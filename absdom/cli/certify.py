@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -65,8 +66,14 @@ def add_options(
     parser.add_argument(
         "--budget", type=seconds, default=10.0, metavar="S", help="predicted seconds per item, for auto (default: 10)"
     )
+    parser.add_argument(
+        "--timeout-per-image", type=seconds, default=math.inf, metavar="S",
+        help="an item that needs more seconds stays open (default: none)",
+    )  # fmt: skip
     item_options(parser, count, devices)
-    parser.add_argument("--jobs", type=count, metavar="N", help="groups of items side by side (default: one per core)")
+    parser.add_argument(
+        "--jobs", type=count, metavar="N", help="groups of items side by side (default: one per core; 1 for programs)"
+    )
     parser.add_argument(
         "--out", metavar="FILE.jsonl", help="append one record per item here; items found there are not done again"
     )
@@ -106,12 +113,14 @@ def run(args: argparse.Namespace) -> int:
     work = prepare(
         args.models, args.data, method=args.method, eps=args.eps, norm=NORMS[norm], clip=clip, limit=args.limit,
         offset=args.offset, attack=args.attack == "pgd", device=args.device, seed=args.seed, budget=args.budget,
-        progress=lambda text: print(text, file=sys.stderr),
+        timeout_per_image=args.timeout_per_image, progress=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     method = args.method if args.method != "auto" else f"auto, {args.budget:g} s per item"
     asked = {"method": method, "attack": args.attack, "seed": args.seed}
     if args.eps is not None:
         asked |= {"eps": args.eps, "norm": norm, "clip": "none" if clip is None else list(clip)}
+    if math.isfinite(args.timeout_per_image):
+        asked["timeout_per_image"] = args.timeout_per_image
     files = {
         "models_sha256": [sha256(m) for m in args.models], "data_sha256": sha256(args.data),
         "plugins_sha256": [sha256(p) for p in args.plugin],
@@ -183,12 +192,10 @@ def records(path: str | None, head: dict) -> Iterator[Callable[[Sequence], None]
     if path is None:
         yield lambda items: None
         return
-    with open(path, "a", encoding="utf-8") as file:
 
-        def write(values: Sequence[dict]) -> None:
+    def write(items: Sequence) -> None:  # what is refused before its first item leaves no file
+        with open(path, "a", encoding="utf-8") as file:
+            values = [*([head] if file.tell() == 0 else []), *(item.to_json() for item in items)]
             file.write("".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
-            file.flush()
 
-        if file.tell() == 0:
-            write([head])
-        yield lambda items: write([item.to_json() for item in items])
+    yield write

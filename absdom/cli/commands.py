@@ -10,9 +10,11 @@ import sys
 from absdom.cli import ball, query
 from absdom.cli import certify as certifying
 from absdom.cli import distance as distances
+from absdom.cli import export as exporting
 from absdom.cli.allocator import keep_freed_memory
 from absdom.cli.output import check_writable, to_json, write_atomic
 from absdom.errors import AbsdomError, UsageError
+from absdom.types import largest
 
 SHOWN_VALUES = 16  # longer witnesses go to a file, not to the screen
 SHOWN_ROWS = 40
@@ -93,6 +95,7 @@ def _story(result) -> str:
     lines.append(
         f"{result.seconds:.3f} s, method {result.method}, {result.leaves} leaves, guarantee {result.guarantee}"
     )
+    lines += map(str, largest(result.programs))
     if result.witness is not None:
         lines += _witness(result.witness)
     return "\n".join(lines)
@@ -125,6 +128,7 @@ def bound(args: argparse.Namespace) -> int:
     if len(report.rows) > SHOWN_ROWS:
         print(f"  and {len(report.rows) - SHOWN_ROWS} rows more: write them with --json FILE")
     least = min((lower for _, _, lower in report.rows), default=math.inf)
+    print("".join(f"{program}\n" for program in largest(report.programs)), end="")
     print(
         f"{len(report.rows)} rows, least {least:.8g}, method {report.method}, {report.seconds:.3f} s, "
         f"peak {report.peak_mb:.1f} MB"
@@ -140,6 +144,11 @@ def certify(args: argparse.Namespace) -> int:
 def distance(args: argparse.Namespace) -> int:
     _api(args)
     return distances.run(args)
+
+
+def export(args: argparse.Namespace) -> int:
+    _api(args)
+    return exporting.run(args)
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -191,11 +200,16 @@ def campaign(args: argparse.Namespace) -> int:
     from absdom.cli import campaign as campaigns
 
     check_writable("--out", args.out)
+    if args.method != "auto":
+        importlib.import_module("absdom.api").recipe_of(args.method)
     outcome = campaigns.run_campaign(
-        args.instances, args.out, timeout_cap=args.timeout_cap, limit=args.limit, jobs=args.jobs, chat=_chat
-    )
+        args.instances, args.out, timeout_cap=args.timeout_cap, limit=args.limit, jobs=args.jobs, method=args.method,
+        chat=_chat,
+    )  # fmt: skip
     print(outcome.table())
     return 1 if outcome.wrong else 0
 
 
-COMMANDS = {f.__name__: f for f in (verify, bound, certify, distance, plan, supports, coverage, info, survey, campaign)}
+COMMANDS = {
+    f.__name__: f for f in (verify, bound, certify, distance, export, plan, supports, coverage, info, survey, campaign)
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 
 from absdom.cli.ball import NORMS
@@ -42,12 +43,13 @@ def run(args: argparse.Namespace) -> int:
     from absdom.api import versions
     from absdom.pipeline import guarantee, sha256
     from absdom.radii import distance
+    from absdom.types import largest
 
     with progress_bar(args.limit) as advance:
         found = distance(
             args.model, args.data, norm=NORMS[args.norm], clip=clip, method=args.method, tolerance=args.tolerance,
             attack=args.attack == "pgd", limit=args.limit, offset=args.offset, device=args.device, seed=args.seed,
-            progress=lambda number: advance(f"item {number}"),
+            progress=lambda number: advance(f"item {number}"), tell=lambda text: print(text, file=sys.stderr),
         )  # fmt: skip
     report = {
         "model": args.model, "model_sha256": sha256(args.model), "data": args.data, "data_sha256": sha256(args.data),
@@ -72,5 +74,6 @@ def run(args: argparse.Namespace) -> int:
     ends = [report[key] for key in ("median_certified", "median_attacked")]
     certified, attacked = ("none" if end is None else f"{end:.6g}" for end in ends)
     print(f"{len(found)} items, median certified {certified}, median attacked {attacked}, {found.seconds:.3f} s")
+    print("".join(f"{program}\n" for program in largest(found.programs)), end="")
     print(f"method {args.method}, guarantee {report['guarantee']}")
     return 0

@@ -11,12 +11,14 @@ import traceback
 from typing import NoReturn
 
 from absdom import __version__
-from absdom.cli import ball, certify, distance, query
+from absdom.cli import ball, certify, distance, export, query
 from absdom.errors import AbsdomError, UsageError
 
 ERROR, INTERRUPTED = 2, 130
 DEVICES = ("auto", "cpu", "cuda")
 UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}  # of times, in seconds
+
+METHODS = "a name (ibp, crown, alpha-crown, lp, sdp, sdp-fo, milp ...) or a recipe"
 
 _EXIT_CODES = "exit codes of verify: 0 unsat (the property holds), 1 sat (violated), 2 error, 3 unknown, 4 timeout"
 
@@ -95,7 +97,7 @@ def build_parser(alone: bool = False) -> argparse.ArgumentParser:
     verify.add_argument(
         "--timeout", type=positive_seconds, default=math.inf, metavar="S", help="seconds (default: none)"
     )
-    verify.add_argument("--method", default="auto", metavar="RECIPE", help="auto, a name or a recipe (default: auto)")
+    verify.add_argument("--method", default="auto", metavar="RECIPE", help=f"auto, {METHODS} (default: auto)")
     verify.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     verify.add_argument("--no-attack", action="store_true", help="do not search for counterexamples by gradients")
     verify.add_argument("--seed", type=seed_number, default=0, metavar="N", help="seed of the search (default: 0)")
@@ -114,7 +116,7 @@ def build_parser(alone: bool = False) -> argparse.ArgumentParser:
     bound = add("bound", [instance, plugin, budget], "print a lower bound of every row of the property")
     bound.add_argument(
         "--method", required=True, metavar="RECIPE",
-        help="ibp, crown-ibp, crown, cap or a recipe; auto: the most precise that the budget allows",
+        help=f"{METHODS}; auto: the most precise linear one that the budget allows",
     )  # fmt: skip
     bound.add_argument("--device", choices=DEVICES, default="auto", help="default: auto")
     bound.add_argument("--json", metavar="FILE|-", help="write rows, seconds and peak_mb as JSON; -: to stdout")
@@ -124,8 +126,11 @@ def build_parser(alone: bool = False) -> argparse.ArgumentParser:
     radii = add("distance", [model, plugin], "find the largest radii at which labels are proved, item by item")
     distance.add_options(radii, positive_count, DEVICES)
 
+    exporting = add("export", [instance, plugin], "write the program of one clause as an .lp or .mps file")
+    export.add_options(exporting, certify.whole_number)
+
     plan = add("plan", [instance, plugin], "print the steps, shapes and costs of a run")
-    plan.add_argument("--method", default="crown", metavar="RECIPE", help="ibp, crown-ibp, crown, cap or a recipe")
+    plan.add_argument("--method", default="crown", metavar="RECIPE", help=METHODS)
 
     supports = add("supports", [plugin], "print one capability, as the VNN-LIB standard wants it")
     query.add_capabilities(supports)
@@ -161,6 +166,7 @@ def build_parser(alone: bool = False) -> argparse.ArgumentParser:
     campaign.add_argument(
         "--jobs", type=positive_count, default=1, metavar="N", help="instances at a time (default: 1)"
     )
+    campaign.add_argument("--method", default="auto", metavar="RECIPE", help=f"auto, {METHODS} (default: auto)")
     campaign.add_argument(
         "--out", default="results.csv", metavar="FILE", help="one row per instance; rows found there are not run again"
     )

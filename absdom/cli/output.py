@@ -28,15 +28,22 @@ def check_writable(option: str, path: str | None) -> None:
 
 def write_atomic(path: str, text: str) -> None:
     """Write `path` in one step: readers see the old file or the whole new one."""
+    with replaced(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced(path: str) -> Iterator[Path]:
+    """Gives the path of a new file, with the same suffix, that takes the place of `path` once it is written."""
     target = Path(path)
     if target.exists() and not target.is_file():  # /dev/stdout and pipes cannot be renamed over
-        target.write_text(text, encoding="utf-8")
+        yield target
         return
     target = target.resolve()
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", text=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        yield Path(name)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)

@@ -216,7 +216,9 @@ class Elementwise(Op):
         return ((lower + upper) / 2).where(~self.is_exact(lower, upper), lower.new_full((), float("nan")))
 
     def pieces(self, lower: float, upper: float) -> tuple[tuple[float, float, float], ...]:
-        """(end, slope, bias) of the affine pieces that cover [lower, upper], for exact encodings; () if smooth."""
+        """(end, slope, bias) of the affine pieces that cover [lower, upper], for exact encodings; (): there are none,
+        or too many. Each starts where the one before ends, and holds at both ends; at a jump, f takes the value of one
+        of the pieces that meet there, which may have no length. No number is rounded."""
         return ()
 
     def quadratic(self, lower, upper):
@@ -306,6 +308,11 @@ class Multivariate(Op):
     def spread(self, nu, at: At, index: int):
         """Adjoint of the gathering of a PlaneMap: "R *out" -> something that broadcasts to "R *in_index"."""
         return nu
+
+    def bilinear(self, at: At):
+        """(out, first, second), flat positions "K" each: every element of the output is the sum of its products of an
+        element of the first input and one of the second; None: it is not."""
+        return None
 
 
 def _up(a, b):

@@ -19,6 +19,8 @@ from absdom.ir.op import Elementwise, Lines
 from absdom.ops.piecewise import margin
 from absdom.registry import register_op
 
+MOST = 1024  # steps over one interval that are told apart
+
 
 class Line(NamedTuple):
     slope: torch.Tensor
@@ -119,6 +121,15 @@ class StepFunction(Elementwise):
 
     def is_exact(self, lower, upper):
         return self.step(lower) == self.step(upper)
+
+    def pieces(self, lower, upper):
+        """One per value; at a jump two or three of them meet, and one of them has the value that f takes there."""
+        first, last = (float(self.step(torch.tensor(x, dtype=torch.float64))) for x in (lower, upper))
+        if not last - first < MOST or max(abs(first), abs(last)) > 2.0**51:
+            return ()
+        values = torch.arange(first, last + 1, dtype=torch.float64)
+        ends = [*self.first_jump(values[:-1]).tolist(), upper]
+        return tuple((end, 0.0, value) for end, value in zip(ends, values.tolist(), strict=True))
 
     def split_points(self, lower, upper):
         f_lower, f_upper = self.image(lower, upper)
@@ -242,6 +253,11 @@ class Step(OneJump):
 
     def soft(self, x):
         return x.clamp(-1, 1) / 2
+
+    def quadratic(self, lower, upper):
+        """y (y - 1) = 0."""
+        zero = torch.zeros_like(lower)
+        return zero + 1, zero, zero, zero - 1, zero, zero
 
     def image(self, lower, upper):
         low, high = super().image(lower, upper)

@@ -152,6 +152,11 @@ class Sqrt(Smooth):
     def stationary(self, slope, piece):
         return 0.25 / slope.square()
 
+    def quadratic(self, lower, upper):
+        """y^2 - z = 0."""
+        zero = torch.zeros_like(lower)
+        return zero + 1, zero, zero, zero, zero - 1, zero
+
 
 @register_op
 @dataclass(frozen=True)
@@ -210,6 +215,13 @@ class Power(Smooth):
 
     def derivative_error(self, x, value):
         return value.abs() * _ulp(value, 16 + 2 * int(min(abs(self.exponent), 1e6)))
+
+    def quadratic(self, lower, upper):
+        """z^2 - y = 0, or y z - 1 = 0."""
+        zero = torch.zeros_like(lower)
+        if self.exponent == 2:
+            return zero, zero, zero + 1, zero - 1, zero, zero
+        return (zero, zero + 1, zero, zero, zero, zero - 1) if self.exponent == -1 else None
 
     def stationary(self, slope, piece):
         root = (slope / self.exponent).abs() ** (1 / (self.exponent - 1))

@@ -240,4 +240,4 @@ class Clip(Elementwise):
             found.append((min(self.high, upper), 1.0, 0.0))
         if upper > self.high:
             found.append((upper, 0.0, self.high))
-        return tuple(found)
+        return tuple(found) or ((upper, 1.0, 0.0),)

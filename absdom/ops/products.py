@@ -49,6 +49,11 @@ def flatter(a, b, side: int):
     return (reach[0] <= reach[1] * (1 + 1e-5)).to(reach[0].dtype)
 
 
+def positions(at):
+    """Per input the flat positions of its elements, "1 *in"."""
+    return [torch.arange(t.numel).reshape(1, *t.shape) for t in at.inputs]
+
+
 def magnitude(ends):
     return torch.maximum(ends[0].abs(), ends[1].abs())
 
@@ -104,6 +109,10 @@ class Product(Multivariate):
             zero = torch.zeros_like(bias)
             out.append(PlaneMap((torch.where(good, x, zero), torch.where(good, y, zero)), bias.where(good, constant)))
         return tuple(out)
+
+    def bilinear(self, at):
+        first, second = (lead(t, at.output.rank).expand(1, *at.output.shape).flatten() for t in positions(at))
+        return torch.arange(at.output.numel), first, second
 
     def parallel(self, lowers, uppers):
         (*a, good), (*b, fit) = (tame(*ends) for ends in led(lowers, uppers))
@@ -175,6 +184,12 @@ class MatrixProduct(Multivariate):
             right = Contraction(y, *RIGHT, tuple(lowers[1].shape[1:]), terms)
             out.append(PlaneMap((left, right), bias))
         return tuple(out)
+
+    def bilinear(self, at):
+        a, b = (lead(t, at.output.rank) for t in positions(at))
+        first, second = torch.broadcast_tensors(a[..., None], b[..., None, :, :])
+        out = torch.arange(at.output.numel).reshape(at.output.shape).unsqueeze(-2).expand(first.shape[1:])
+        return out.flatten(), first.flatten(), second.flatten()
 
     def parallel(self, lowers, uppers):
         (*a, good), (*b, fit) = (tame(*ends) for ends in led(lowers, uppers))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from absdom.domain import NodeBounds, Place
 from absdom.ir.graph import Graph
 from absdom.ir.op import At
 from absdom.plan.plan import Schedule
+from absdom.plan.report import Report
 
 _NONE = MappingProxyType({})
 
@@ -28,9 +29,10 @@ class Context:
     arithmetic: Arithmetic
     values: dict[int, torch.Tensor]
     errors: dict[int, torch.Tensor]
-    report: Callable[[str], None] = lambda text: None  # told what long computations are about to do
+    report: Report = field(default_factory=Report)
     _at: dict[int, At] = field(default_factory=dict)
     _memo: dict[int, dict] = field(default_factory=dict)
+    _on_cpu: Context | None = field(default=None, init=False, repr=False)
 
     @property
     def graph(self) -> Graph:
@@ -54,6 +56,16 @@ class Context:
         inputs = tuple(bounds[j] if self.graph.varying[j] else None for j in node.inputs)
         memo = self._memo.setdefault(i, {})
         return Place(node.op, self.at(i), inputs, bounds.get(i), knobs, self.arithmetic, self.error_of(i), memo)
+
+    def on_cpu(self) -> Context:
+        """The same numbers on the CPU, made once."""
+        if self.arithmetic.device == "cpu":
+            return self
+        if self._on_cpu is None:
+            values, errors = ({i: t.cpu() for i, t in part.items()} for part in (self.values, self.errors))
+            arithmetic = replace(self.arithmetic, device="cpu")
+            self._on_cpu = replace(self, arithmetic=arithmetic, values=values, errors=errors, _at={}, _memo={})
+        return self._on_cpu
 
     def uncharged(self) -> Context:
         """The same numbers without charges and without gradients: for a search over knobs."""

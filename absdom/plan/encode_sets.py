@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from absdom.encoding import INPUTS, Builder, Size, gamma
+from absdom.encoding import INPUTS, Builder, Distances, Size, gamma
 from absdom.set_parts import BallBatch, EllipsoidBatch, HalfSpacesBatch
 
 
@@ -50,6 +50,7 @@ def _sum_of_sizes(part: BallBatch, builder: Builder, columns: np.ndarray) -> Non
     moves = np.flatnonzero(radius > 0)
     columns, centre, radius, k = columns[moves], centre[moves], radius[moves], np.arange(len(moves))
     sizes = builder.columns(np.zeros(len(moves)), np.ones(len(moves)), INPUTS)
+    builder.measure(Distances(sizes, columns, centre, radius))
     for sign in (1.0, -1.0):  # r t - sign x >= - sign c
         builder.add_rows(
             np.tile(k, 2), np.concatenate([sizes, columns]), np.concatenate([radius, np.full(len(k), -sign)]),
@@ -71,5 +72,5 @@ def _ball(builder: Builder, columns, centre, first, second, value, reach) -> Non
     builder.add_forms(
         (zero, columns[first], columns[second], value),
         (np.zeros(len(columns), dtype=np.int64), columns, linear),
-        np.array([terms.sum() - 1]), False, np.array([2 * size * gamma(len(value) + 8)]),
+        np.array([terms.sum() - 1]), False, np.array([2 * size * gamma(len(value) + 8)]), True,
     )  # fmt: skip

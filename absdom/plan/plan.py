@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 from absdom.domain import Dual, Encoded, Forward
+from absdom.encoding import Size
 from absdom.ir.graph import Graph
 from absdom.plan import memory
 
@@ -81,9 +84,14 @@ class Schedule:
         """Bytes per row of the final sweep in float32: what decides the size of a chunk."""
         return memory.row_bytes(self.graph, self.final.nodes, 4)
 
-    def describe(self) -> str:
-        """Steps, shapes, knobs, FLOPs and peak bytes, as text."""
+    def describe(self, sizes: Mapping[tuple[int, Encoded], Size] = MappingProxyType({})) -> str:
+        """Steps, shapes, knobs, FLOPs and peak bytes, as text; `sizes`: how large programs at a node are at most."""
         graph = self.graph
+
+        def program(node: int, recipe: Encoded) -> str:
+            size = sizes.get((node, recipe))
+            return repr(recipe) if size is None else f"{recipe!r}  at most {size}"
+
         lines = [
             "forward domains: " + ", ".join(_reach(*item, self.reach[self.base]) for item in self.reach.items()),
             "duals: " + (", ".join(map(repr, self.duals)) or "none (rows are bounded from the forward bounds)"),
@@ -96,12 +104,12 @@ class Schedule:
                 start, sets = stage.sweep.start, " (none on boxes)" if stage.exact_on_boxes else ""
                 lines.append(f"select   %{start}: neurons that {_readers(stage)} cannot treat exactly{sets}")
                 lines.append("  duals: " + ", ".join(map(repr, stage.duals)))
-                lines += [f"  program: {recipe!r}" for recipe in stage.encoded]
+                lines += [f"  program: {program(start, recipe)}" for recipe in stage.encoded]
                 lines += _sweep_lines(graph, stage.sweep, "  pull   ")
         lines.append(f"rows     at %{self.target}")
         if self.duals:
             lines += _sweep_lines(graph, self.final, "  pull   ")
-        lines += [f"program  at %{self.target}: {recipe!r}" for recipe in self.encoded]
+        lines += [f"program  at %{self.target}: {program(self.target, recipe)}" for recipe in self.encoded]
         return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from absdom.ir.op import At, Input, Param
 from absdom.plan.context import Context
 from absdom.plan.first_layer import over_balls
 from absdom.plan.plan import Schedule, Tighten
-from absdom.plan.programs import solve
+from absdom.plan.programs import Found, solve
 from absdom.plan.sweeps import NEVER, concretize, sweep
 from absdom.rows import Rows
 from absdom.sets import InputBatch
@@ -228,6 +228,7 @@ def row_bounds(
     clock: Clock = NEVER,
     states: Mapping[Forward, object] | None = None,
     points: dict[int, np.ndarray] | None = None,
+    found: Found | None = None,
     **more,
 ) -> torch.Tensor:
     """Lower bounds "R" of c.v + d at the target: the best of the intervals, of the forward domains' `states` at the
@@ -236,42 +237,49 @@ def row_bounds(
     The intervals are those in front of the last affine ops, which are merged into the rows (Gowal et al. 2018).
 
     With a `trace` (and one dual) the value is that of the traced plane alone. `points`, if given, receives per row the
-    flat input where a program found the row lowest.
+    flat input where a program found the row lowest; `found` is asked about such points, as by `solve`.
     """
     schedule, arithmetic = context.schedule, context.arithmetic
     target = bounds[schedule.target]
     best = no_nan(sweep(context, schedule.final, None, batch, bounds, rows, relaxations, clock=clock), -torch.inf)
     for domain, state in (states or {}).items():
-        found = domain.bound_rows(state, rows, arithmetic)
-        found = concretize(rows, target, arithmetic) if found is None else found
-        best = torch.maximum(best, no_nan(found, -torch.inf))
+        value = domain.bound_rows(state, rows, arithmetic)
+        value = concretize(rows, target, arithmetic) if value is None else value
+        best = torch.maximum(best, no_nan(value, -torch.inf))
     for recipe in schedule.duals:
-        found = sweep(context, schedule.final, recipe, batch, bounds, rows, relaxations, clock=clock, **more)
-        best = found if more.get("trace") is not None else torch.maximum(best, no_nan(found, -torch.inf))
+        value = sweep(context, schedule.final, recipe, batch, bounds, rows, relaxations, clock=clock, **more)
+        best = value if more.get("trace") is not None else torch.maximum(best, no_nan(value, -torch.inf))
     for recipe in schedule.encoded:
-        best = torch.maximum(best, _by_program(context, recipe, batch, bounds, rows, best, clock, points, more))
+        lower = _by_program(context, recipe, batch, bounds, rows, d, best, clock, points, found, more.get("goal"))
+        best = torch.maximum(best, lower)
     if arithmetic.charged:
-        # The coefficients and d were rounded when they were read, and the sum rounds.
-        best = (
-            best - rows.abs_dot(target.magnitude()) * arithmetic.gamma(2) - (best.abs() + d.abs()) * arithmetic.gamma(2)
-        )
+        best = best - misread(rows, d, target, arithmetic) - best.abs() * arithmetic.gamma(2)  # the sum rounds
     return best + d
 
 
-def _by_program(context, recipe: Encoded, batch, bounds, rows: Rows, best, clock, points, more) -> torch.Tensor:
+def misread(rows: Rows, d: torch.Tensor, target: NodeBounds, arithmetic: Arithmetic) -> torch.Tensor:
+    """How much of c.v + d can have been lost where the coefficients and d were read and rounded: "R"."""
+    size = target.magnitude()
+    endless = size.isinf()
+    known = rows.abs_dot(size.masked_fill(endless, 0)) + d.abs()
+    lost = rows.abs_dot(endless.to(size.dtype)) > 0  # elsewhere 0 times infinity is 0
+    return (known * arithmetic.gamma(2)).masked_fill(lost, torch.inf)
+
+
+def _by_program(context, recipe, batch, bounds, rows: Rows, d, best, clock, points, found, goal) -> torch.Tensor:
     """Bounds "R" by a program, of the rows that are not yet at their goal; -inf for the others."""
-    goal = more.get("goal")
     left = torch.ones_like(best, dtype=torch.bool) if goal is None else ~(best > goal)
-    chosen, found = torch.nonzero(left)[:, 0], torch.full_like(best, -torch.inf)
+    chosen, out = torch.nonzero(left)[:, 0], torch.full_like(best, -torch.inf)
     if not len(chosen):
-        return found
+        return out
+    chosen = chosen[(best + d)[chosen].argsort(stable=True)]  # a counterexample is most likely where least is known
     box = rows.per_row(torch.arange(rows.boxes, device=best.device))[chosen]
     open_rows = Rows.dense_rows(rows.dense()[chosen], rows.boxes, box)
-    aim = None if goal is None else goal[chosen].cpu().numpy()
     answer = solve(
-        context, recipe, context.schedule.final, batch, bounds, open_rows, np.zeros(len(chosen)), clock, goal=aim
-    )
+        context, recipe, context.schedule.final, batch, bounds, open_rows, np.zeros(len(chosen)), clock,
+        goal=None if goal is None else goal[chosen].cpu().numpy(), found=found,
+    )  # fmt: skip
     if points is not None:
         points.update((r, p) for r, p in zip(chosen.tolist(), answer.points) if not np.isnan(p).any())
-    found[chosen] = torch.from_numpy(answer.lower).to(best)
-    return found
+    out[chosen] = torch.from_numpy(answer.lower).to(best)
+    return out

@@ -1,3 +1,1 @@
-"""Linear programs over an encoding."""
-
-from absdom.solvers.lp.recipe import LinearProgram as LinearProgram
+"""Linear programs over an encoding: `backend` (solvers, no torch), `recipe` (bounds)."""

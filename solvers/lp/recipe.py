@@ -2,73 +2,84 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import scipy.sparse as sp
-from scipy.optimize import linprog
 
 from absdom import registry
 from absdom.domain import Answer, Encoded, Question, Recipe
-from absdom.encoding import Encoding, Objective, Style
+from absdom.encoding import Encoding, Style
+from absdom.errors import UsageError
 from absdom.registry import register_recipe
+from absdom.solvers.lp.backend import demand_solver
+from absdom.solvers.lp.bounds import Found, bound_groups
+from absdom.solvers.workers import cores, run_all
+
+ALONE = 2e10  # rows x entries x groups below which processes cost more than they save
 
 
 @dataclass(frozen=True)
 class LinearProgram(Encoded):
     """Bounds by one linear program per row, made safe from its dual solution.
 
-    pre: the recipe of the bounds that lines are built from; None: this recipe, layer by layer.
+    pre: the recipe of the bounds that lines are built from; None: this recipe, layer by layer. solver: "highs",
+    "scipy", or "auto", the first of them that is installed; tolerance: how far it may miss rows and optimality (None:
+    its default).
     """
 
     pre: Recipe | None = None
     budget: float = 4000.0
+    solver: str = "auto"
+    tolerance: float | None = None
     name: ClassVar[str] = "lp"
+
+    def __post_init__(self):
+        demand_solver(self.solver)
 
     @property
     def style(self) -> Style:
         return Style()
 
     def solve(self, question: Question) -> Answer:
-        encoding = question.encode(self.style)
+        encoding, goal = question.encode(self.style), question.goal
         lower, claimed = np.full(question.groups, -np.inf), np.full(question.groups, np.nan)
         points = np.full((question.groups, len(encoding.inputs)), np.nan)
-        for g in range(question.groups):
+        for g, bound, claim, point in self._bounds(question, encoding):
+            lower[g], claimed[g] = bound, claim
+            if point is not None:
+                points[g] = point
+                if goal is not None and claim <= goal[g] and question.found(point):
+                    break
             if question.clock.passed():
                 break
-            rows = np.flatnonzero(question.group == g)
-            C, d = question.C[rows].toarray(), question.d[rows]
-            if len(rows) == 1:
-                whole, objective = encoding, encoding.objective(C[0], d[0])
-            else:
-                whole, objective = encoding.with_maximum(C, d)
-            value, multipliers, x = minimise(whole, objective)
-            claimed[g] = value
-            lower[g] = whole.safe_bound(objective, multipliers)
-            if x is not None:
-                points[g] = x[encoding.inputs]
         return Answer(lower, claimed, points)
 
-
-def minimise(encoding: Encoding, objective: Objective):
-    """(claimed value, multipliers of the rows, point or None)."""
-    A, low, high = encoding.matrix, encoding.low, encoding.high
-    up, down = np.flatnonzero(np.isfinite(high) & (high != low)), np.flatnonzero(np.isfinite(low) & (high != low))
-    same = np.flatnonzero(low == high)
-    found = linprog(
-        objective.slope, sp.vstack([A[up], -A[down]]), np.concatenate([high[up], -low[down]]), A[same], low[same],
-        np.stack([encoding.lower, encoding.upper], 1), method="highs",
-    )  # fmt: skip
-    y = np.zeros(A.shape[0])
-    if found.status != 0:
-        return np.nan, y, None
-    y[same] = found.eqlin.marginals
-    y[up] += found.ineqlin.marginals[: len(up)]
-    y[down] -= found.ineqlin.marginals[len(up) :]
-    return found.fun + objective.constant, y, found.x
+    def _bounds(self, question: Question, encoding: Encoding) -> Iterator[Found]:
+        """Here, or in processes over the cores where there is enough to do."""
+        left, groups = question.clock.left(), np.arange(question.groups)
+        common = (self.solver, self.tolerance)
+        count = min(cores(), question.groups)
+        if count == 1 or question.groups * encoding.matrix.shape[0] * encoding.matrix.nnz < ALONE:
+            yield from bound_groups(encoding, question.C, question.d, question.group, *common, left)
+            return
+        parts = [np.flatnonzero(np.isin(question.group, part)) for part in np.array_split(groups, count)]
+        jobs = [(encoding, question.C[p], question.d[p], question.group[p], *common, left) for p in parts]
+        for event in run_all(bound_groups, jobs, left, count):
+            if event.status == "progress":
+                yield event.value
+            elif event.status == "failed":
+                question.report(f"{self.name}: {event.value}; its rows stay open")
 
 
 @register_recipe("lp")
-def lp(pre: Recipe | None = None, budget: float = 4000.0) -> Recipe:
-    return LinearProgram(registry.recipes()["crown"]() if pre is None else pre, budget)
+def lp(
+    pre: Recipe | None = None, budget: float = 4000.0, solver: str = "auto", tolerance: float | None = None
+) -> Recipe:
+    """Linear programs over the bounds of `pre` (crown where none is named)."""
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
+        raise UsageError(f"lp(tolerance={tolerance:g}): the tolerance is a number above 0")
+    demand_solver(solver)
+    return LinearProgram(registry.recipes()["crown"]() if pre is None else pre, budget, solver, tolerance)

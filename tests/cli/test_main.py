@@ -171,7 +171,7 @@ def test_a_plugin_runs_first_and_its_failure_is_one_line(api, capsys, tmp_path):
 def test_bound_prints_rows_or_json(api, capsys, tmp_path):
     rows = [(0, 0, 0.5), (0, 1, -2.0), (1, 2, math.nan)]
     listed = [dict(zip(("clause", "row", "lower"), row)) for row in rows]
-    report = types.SimpleNamespace(rows=rows, seconds=0.5, peak_mb=12.0, method="crown")
+    report = types.SimpleNamespace(rows=rows, seconds=0.5, peak_mb=12.0, method="crown", programs=())
     report.to_json = lambda: {"rows": listed, "seconds": 0.5, "peak_mb": 12.0}
     api.bound = lambda model, prop, method, device, budget, progress: report
     assert main(["bound", "m", "p", "--method", "crown"]) == 0

@@ -107,6 +107,8 @@ def apply(op, v):
             return each(FUNCTIONS[type(op_)], x)
         case ops.ReduceMax(axis):
             return x.max(axis, keepdims=True)
+        case ops.Maximum():
+            return each(max, x, v[1])
         case ops.Softmax(axis):
             e = each(lambda t: mpmath.exp(t), x - x.max(axis, keepdims=True))
             return e / e.sum(axis, keepdims=True)

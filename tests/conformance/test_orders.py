@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from nets import relu_net
+from program_answers import Asked
 from scipy.optimize import linprog
 
 from absdom import api, testing
@@ -114,6 +115,9 @@ def test_with_frozen_intermediate_bounds(seed):
     lp = np.array([triangle_lp(layers, lower, upper, c) for c in np.concatenate([np.eye(2), -np.eye(2)])])
     for name, values in found.items():
         assert (values <= lp + 1e-6 * (1 + np.abs(lp))).all(), name
+    ours = Asked(case.graph, lower, upper, "lp(pre=interval)").program(np.concatenate([np.eye(2), -np.eye(2)]))
+    np.testing.assert_allclose(ours.lower, lp, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours.lower, ours.claimed, rtol=1e-7, atol=1e-7)
     points = testing.sample(case.graph, case.lower, case.upper, count=64)[0]
     context = run.prepare(make_schedule(case.graph, parse_recipe("interval")), testing.FLOAT64)
     outputs = run.evaluate(context, points).reshape(len(points), 2).numpy()

@@ -1,0 +1,1 @@
+"""Semidefinite programs over an Encoding: lifted relaxations whose answers are made safe by a verified shift."""
