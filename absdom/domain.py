@@ -218,17 +218,16 @@ class Tuned(Dual, ABC):
 class Question(NamedTuple):
     """What an Encoded recipe is asked about one box: how low the largest of each group's rows can be.
 
-    `encode(style)` and `predict(style)` give the network as variables and rows, and how large that will be; the bounds
-    they rely on hold over the reals. `goal` "G": bounds above it are of no more use (None: there is no such value).
-    `evaluate(points "k n", encoding)` gives the variables "k N" of points of the box (float64, rounded); `attack(c, d)`
-    a point "n" of the box where c.y + d is low, None where the rows are not at the network's end. `found(point "n")` is
-    to be asked about points of the box where a group's rows may all be at most at its goal; where it says True, no
-    further answer is of use. `narrow(encoding, lower "N", upper "N")`: the same question, whose encodings also rely on
-    these bounds of an encoding's variables, which have to hold over the reals; None: there is no such question.
+    `encode(style)` gives the network as variables and rows; the bounds it relies on hold over the reals. `goal` "G":
+    bounds above it are of no more use (None: there is no such value). `evaluate(points "k n", encoding)` gives the
+    variables "k N" of points of the box (float64, rounded); `attack(c, d)` a point "n" of the box where c.y + d is low,
+    None where the rows are not at the network's end. `found(point "n")` is to be asked about points of the box where a
+    group's rows may all be at most at its goal; where it says True, no further answer is of use. `narrow(encoding,
+    lower "N", upper "N")`: the same question, whose encodings also rely on these bounds of an encoding's variables,
+    which have to hold over the reals; None: there is no such question.
     """
 
     encode: Callable[[Style], Encoding]
-    predict: Callable[[Style], Size]
     C: sp.csr_matrix  # "R T"
     d: np.ndarray  # "R"
     group: np.ndarray  # "R", sorted: 0 ... G - 1
@@ -266,7 +265,6 @@ class Encoded(Recipe, ABC):
 
     pre: Recipe | None = None
     budget: float = 4000.0
-    complete: ClassVar[bool] = False  # does it leave nothing open, time aside?
 
     @property
     @abstractmethod

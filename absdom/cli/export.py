@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.out}: {encoding.size}")
     if encoding.quadratics.count:
         print(f"{encoding.quadratics.count} quadratic forms are not in the file: its minimum is a lower bound")
-    exact = "the clause's own minimum" if encoding.complete and not encoding.quadratics.count else "a lower bound of it"
+    exact = "the clause's own minimum" if encoding.complete else "a lower bound of it"
     print(f"minimise it, for example with `highs {args.out}` or `cbc {args.out} solve`: the minimum is {exact};")
     print("above 0, by more than the solver's tolerance, no point of the input set satisfies the clause")
     return 0

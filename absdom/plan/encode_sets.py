@@ -69,6 +69,7 @@ def _ball(builder: Builder, columns, centre, first, second, value, reach) -> Non
     far = reach + np.abs(centre)
     size = (np.abs(value) * far[first] * far[second]).sum() + 1
     zero = np.zeros(len(value), dtype=np.int64)
+    builder.complete = False  # rows do not say it
     builder.add_forms(
         (zero, columns[first], columns[second], value),
         (np.zeros(len(columns), dtype=np.int64), columns, linear),

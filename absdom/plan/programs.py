@@ -107,13 +107,10 @@ def _solve_box(context, recipe: Encoded, plan, batch, bounds, C: torch.Tensor, d
         def narrow(encoding, lower, upper):
             return with_encoder(question, encoder.narrowed(encoding, lower, upper))
 
-        return question._replace(
-            encode=encoder.encode, predict=encoder.predict, evaluate=encoder.evaluate, narrow=narrow
-        )  # fmt: skip
+        return question._replace(encode=encoder.encode, evaluate=encoder.evaluate, narrow=narrow)
 
     question = Question(
         encode=encoder.encode,
-        predict=encoder.predict,
         C=sp.csr_matrix(C.double().cpu().numpy()),
         d=np.asarray(d, dtype=np.float64),
         group=group,

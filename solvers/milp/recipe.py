@@ -48,7 +48,6 @@ class MixedInteger(Encoded):
     seconds: float = math.inf
     tolerance: float | None = None
     name: ClassVar[str] = "milp"
-    complete: ClassVar[bool] = True
 
     def __post_init__(self):
         solver_name(self.solver)
@@ -172,7 +171,7 @@ class _Search:
         if not encoding.complete and not self.told:
             self.told = True
             self.question.report(
-                "milp: incomplete, some ops are relaxed: the bound is sound and may be below the least value"
+                "milp: incomplete, ops or the input set are relaxed: the bound is sound and may be too low"
             )
         whole, objective = row.program(encoding)
         tree = Tree(

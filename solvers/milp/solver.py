@@ -16,7 +16,6 @@ from absdom.solvers.milp.export import import_pulp, to_pulp
 
 NAMES = {"cbc": "PULP_CBC_CMD", "gurobi": "GUROBI", "scip": "SCIP_PY", "mosek": "MOSEK"}  # short ones, and PuLP's
 EXTRAS = ("gurobi", "scip", "mosek")  # of our package, each brings the solver of its name
-INTEGRALITY = 1e-6  # by which solvers may miss whole numbers and rows, by default
 
 
 class Found(NamedTuple):

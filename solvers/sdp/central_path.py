@@ -135,24 +135,34 @@ def _factor(H: torch.Tensor):
     """A solver with positive semidefinite H "R m m", by a ridge on its scaled form where there is need; H is lost."""
     scale = H.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt()
     H.mul_(scale[:, :, None]).mul_(scale[:, None])
+    failed = torch.ones(len(H), dtype=torch.bool, device=H.device)
     for ridge in 10.0 ** torch.arange(-13, 0):
-        H.diagonal(dim1=1, dim2=2).add_(ridge)
+        H.diagonal(dim1=1, dim2=2).add_(ridge * failed[:, None])
         L, info = torch.linalg.cholesky_ex(H)
-        if not bool(info.any()):
+        failed = info != 0
+        if not bool(failed.any()):
             break
     return lambda rhs: torch.cholesky_solve((rhs * scale)[..., None], L)[..., 0] * scale
 
 
 def _length(M: torch.Tensor, dM: torch.Tensor, x: torch.Tensor, dx: torch.Tensor) -> torch.Tensor:
     """A step "R" of at most 1 along which M stays definite and x positive, a share of the longest; 0: none found."""
-    length = torch.where(dx < 0, -x / dx, torch.inf).amin(1).clamp(max=1.0)
+    whole = x.new_ones((len(x), 1))
+    length = torch.cat([whole, torch.where(dx < 0, -x / dx, torch.inf)], 1).amin(1)
+    length = torch.where(dM.isfinite().all((1, 2)) & dx.isfinite().all(1), length, 0.0)
     for _ in range(TRIES):
-        fine = _definite(M + length[:, None, None] * dM)
+        fine = _definite(_moved(M, length, dM))
         if bool(fine.all()):
             break
         length = torch.where(fine, length, length * SHORTER)
     length = torch.where(fine, length, 0.0)
     return torch.where(length < 1, BACK * length, length)
+
+
+def _moved(x: torch.Tensor, length: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """x + length step, "R ..."; x itself where the length is 0, whatever the step."""
+    length = length.reshape(-1, *[1] * (x.ndim - 1))
+    return torch.where(length > 0, x + length * step, x)
 
 
 def _definite(M: torch.Tensor) -> torch.Tensor:
@@ -169,17 +179,17 @@ class _Point(NamedTuple):
     s: torch.Tensor
 
     def moved(self, step: _Point, dual: torch.Tensor, primal: torch.Tensor) -> _Point:
-        return _Point(
-            self.v + dual[:, None] * step.v, self.Z + dual[:, None, None] * step.Z,
-            self.X + primal[:, None, None] * step.X, self.s + primal[:, None] * step.s,
-        )  # fmt: skip
+        lengths = (dual, dual, primal, primal)
+        return _Point(*(_moved(x, length, dx) for x, length, dx in zip(self, lengths, step, strict=True)))
 
     def gap(self, positive: torch.Tensor) -> torch.Tensor:
         return _inner(self.X, self.Z) + _inner(self.s[:, positive], self.v[:, positive])
 
 
 def follow(dual: Dual, steps: int) -> Iterator[State]:
-    """Iterates, the first one before any step; the caller stops when it has seen enough."""
+    """Iterates, the first one before any step; the caller stops when it has seen enough.
+
+    Rows go their own ways: one for which no step is found stays where it is."""
     positive, size = dual.positive, dual.cost.abs().amax(1) + 1e-100
     eye = torch.eye(dual.order, dtype=torch.float64, device=dual.cost.device).repeat(len(size), 1, 1)
     sign = positive.to(torch.float64).repeat(len(size), 1)
@@ -189,9 +199,9 @@ def follow(dual: Dual, steps: int) -> Iterator[State]:
         feasible = missing.abs().amax((1, 2)) <= FEASIBLE * size
         bound, gap = at.v @ dual.gain, at.gap(positive)
         yield State(at.v, torch.where(feasible, bound, -torch.inf), at.X, torch.where(feasible, gap, torch.inf))
-        L, info = torch.linalg.cholesky_ex(at.Z)
-        if k == steps or bool(info.any()):
+        if k == steps:
             return
+        L, _ = torch.linalg.cholesky_ex(at.Z)
         step = _Step(dual, at, missing, torch.cholesky_inverse(L), gap)
         primal, back = step.lengths(ahead := step.towards(torch.zeros_like(gap)))
         # Mehrotra's choice: the better the step straight ahead, the less of centring.
@@ -199,6 +209,8 @@ def follow(dual: Dual, steps: int) -> Iterator[State]:
         share = torch.where(torch.minimum(primal, back) > 0.6, share**3, share)
         chosen = step.towards(share * gap / dual.degree, ahead)
         primal, back = step.lengths(chosen)
+        if not bool((primal + back > 0).any()):  # a row that stands still does so for good; the others go on
+            return
         at = at.moved(chosen, back, primal)
 
 

@@ -108,6 +108,9 @@ def minimise(
 
     name = solver_for([len(p) for p in parts], solver)
     entries = Entries(lifted.order, parts)
+    if not len(entries.keys):  # the box is a point
+        nothing = Multipliers(np.zeros(lifted.rows.shape[0]), np.zeros(lifted.form_count), np.zeros(0))
+        return Solution("optimal", float(lifted.cost[0]), nothing, [np.ones((1, 1)) for _ in parts])
     x = cvxpy.Variable(len(entries.keys))
     slope, first = lifted.cost[1:], np.zeros(lifted.order - 1, dtype=np.int64)
     scale = max(float(np.abs(slope).max(initial=0.0)), 2.0**-200)

@@ -96,13 +96,14 @@ class CentralPath(Encoded):
         cuda = self.device != "cpu" and torch.cuda.is_available()
         dual = Dual(programs[0], np.stack([p.cost for p in programs]), "cuda" if cuda else "cpu")
         best: State | None = None
+        near = np.zeros(len(programs), dtype=bool)
         for state in follow(dual, self.steps):
             best = state if best is None else _better(best, state)
             bound, gap = (t.cpu().numpy() for t in (best.bound, state.gap))
             # What lies above the goal counts once it is proved; no more than rounding is then missing as a rule.
             for k in np.flatnonzero((bound > goal) & (answer.lower[groups] <= goal)):
                 answer.lower[groups[k]] = self._proved(dual, programs[k], best.v[k])
-            near = np.isfinite(gap) & (gap <= self.tolerance * np.maximum(np.abs(bound), 1e-6))
+            near |= np.isfinite(gap) & (gap <= self.tolerance * np.maximum(np.abs(bound), 1e-6))
             done = (answer.lower[groups] > goal) | near
             if done.all() or clock.passed():
                 break

@@ -35,9 +35,10 @@ class Multipliers(NamedTuple):
 def safe_bound(lifted: Lifted, multipliers: Multipliers, polish: bool = True) -> float:
     """A lower bound of the lifted program's objective. polish: move `squares` where that makes the bound better."""
     with np.errstate(all="ignore"):
-        size = np.abs(lifted.cost).sum()
-        trivial = 2 * lifted.cost[0] - lifted.cost[0] - np.abs(lifted.cost[1:]).sum()
-        trivial -= size * gamma(lifted.order) + lifted.cost_slack + TINY
+        size = np.abs(lifted.cost).sum() + lifted.cost_slack
+        trivial = lifted.cost[0] - np.abs(lifted.cost[1:]).sum() - lifted.cost_slack
+        trivial -= size * gamma(lifted.order) + TINY
+        trivial = trivial if np.isfinite(trivial) else -np.inf
         rows, forms, squares = admissible(lifted, multipliers)
         M, charge = lagrangian(lifted, rows, forms)
         if not (np.isfinite(charge) and np.isfinite(M).all()):
@@ -84,8 +85,9 @@ def proved(M: np.ndarray, D: np.ndarray) -> float:
     B = np.array(M, order="F")
     B[np.diag_indices(order)] += D
     ends = np.diag(B).copy()
-    _, info = dpotrf(B, lower=1, overwrite_a=1, clean=0)
-    if info != 0 or not (ends > 0).all() or (D[1:] < 0).any():
+    factor, info = dpotrf(B, lower=1, overwrite_a=1, clean=0)
+    # What overflows in a row of the factor is in its diagonal too; LAPACK may run to its end over NaN.
+    if info != 0 or not np.isfinite(np.diag(factor)).all() or not (ends > 0).all() or (D[1:] < 0).any():
         return -np.inf
     # A few more operations than the theorem's, for kernels that multiply by reciprocals; and underflow.
     g = gamma(order + 8)
