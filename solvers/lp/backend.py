@@ -98,10 +98,12 @@ class Program(ABC):
 def demand_solver(solver: str) -> None:
     """Raises UsageError where there is no such solver, or where it is not installed."""
     if solver not in SOLVERS:
-        raise UsageError(f"no linear program solver is called {solver!r}: choose one of {', '.join(SOLVERS)}")
+        raise UsageError(
+            f"solver {solver!r}: there is no such linear program solver; choose one of {', '.join(SOLVERS)}"
+        )
     if solver == "highs" and not _has_highspy():
         raise UsageError(
-            "the solver 'highs' needs the package highspy, which is not installed: pip install 'absdom[solvers]', or "
+            "solver 'highs' needs the package highspy, which is not installed: pip install 'absdom[solvers]', or "
             "choose solver=scipy"
         )
 

@@ -36,23 +36,23 @@ def solver_name(name: str) -> str:
             if name == "auto":
                 return "scipy"
             raise UsageError(
-                "the solver 'highs' needs the package highspy, which is not installed: pip install 'absdom[solvers]', "
+                "solver 'highs' needs the package highspy, which is not installed: pip install 'absdom[solvers]', "
                 "or choose solver=scipy"
             ) from None
         return "highs"
     if name == "scipy":
         return name
-    pulp = import_pulp(f"the solver {name!r}")
+    pulp = import_pulp(f"solver {name!r}")
     known = NAMES.get(name, name)
     if known not in pulp.listSolvers():
         raise UsageError(
-            f"no mixed-integer solver is called {name!r}: choose auto, highs, scipy, {', '.join(NAMES)}, or one of "
-            f"PuLP's, {', '.join(dict.fromkeys(pulp.listSolvers()))}"
+            f"solver {name!r}: there is no such mixed-integer solver; choose auto, highs, scipy, {', '.join(NAMES)}, "
+            f"or one of PuLP's, {', '.join(dict.fromkeys(pulp.listSolvers()))}"
         )
     if known not in pulp.listSolvers(onlyAvailable=True):
         there = ", ".join(dict.fromkeys(pulp.listSolvers(onlyAvailable=True))) or "none"
         install = f": pip install 'absdom[{name}]', or choose another" if name in EXTRAS else ""
-        raise UsageError(f"the solver {name!r} is not installed (PuLP finds {there}){install}")
+        raise UsageError(f"solver {name!r} is not installed (PuLP finds {there}){install}")
     return known
 
 
@@ -128,7 +128,7 @@ def _scipy(encoding, objective, limit, gap) -> Found:
 
 
 def _pulp(name, encoding, objective, limit, gap, start) -> Found:
-    pulp = import_pulp(f"the solver {name!r}")
+    pulp = import_pulp(f"solver {name!r}")
     problem, variables = to_pulp(encoding, objective)
     options = {"msg": False, "gapRel": gap} | ({"timeLimit": limit} if math.isfinite(limit) else {})
     if start is not None:

@@ -41,7 +41,10 @@ class Dual:
             return torch.as_tensor(x, device=device)
 
         self.order, self.rows, self.forms = lifted.order, lifted.rows.shape[0], lifted.form_count
-        self.cost = tensor(np.asarray(costs, dtype=np.float64))
+        self.cost = tensor(np.array(costs, dtype=np.float64))
+        # The constant moves nothing but the bound, and a large one would hide the rest of the cost.
+        self.constant = self.cost[:, 0].clone()
+        self.cost[:, 0] = 0
         self.form = tensor(lifted.form)
         corner = (np.ones(self.rows), np.zeros(self.rows, dtype=int), np.arange(self.rows + 1))
         corner = sp.csr_matrix(corner, shape=(self.rows, self.order))
@@ -57,7 +60,7 @@ class Dual:
         self.gain[: self.order] = -1
 
     def matrix(self, v: torch.Tensor) -> torch.Tensor:
-        """M(v) "R N N"."""
+        """M(v) "R N N", without the constants of the costs."""
         return self._combined(v, self.cost)
 
     def change(self, v: torch.Tensor) -> torch.Tensor:
@@ -197,7 +200,7 @@ def follow(dual: Dual, steps: int) -> Iterator[State]:
     for k in range(steps + 1):
         missing = dual.matrix(at.v) - at.Z
         feasible = missing.abs().amax((1, 2)) <= FEASIBLE * size
-        bound, gap = at.v @ dual.gain, at.gap(positive)
+        bound, gap = dual.constant + at.v @ dual.gain, at.gap(positive)
         yield State(at.v, torch.where(feasible, bound, -torch.inf), at.X, torch.where(feasible, gap, torch.inf))
         if k == steps:
             return

@@ -25,7 +25,6 @@ from absdom.solvers.sdp.safe import Multipliers, safe_bound
 from absdom.types import Clock
 
 COPIES = 14  # matrices of the order of the multipliers that live at once
-AT_ONCE = 2**27  # numbers of such matrices, of the rows that are bounded side by side
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ class CentralPath(Encoded):
     def size(self, predicted: Size) -> Size:
         order = 2 + sum(own for own, _ in predicted.layers)
         multipliers = order + 2 * predicted.rows + predicted.quadratics
-        bytes_ = 8 * (COPIES * multipliers**2 + 8 * order**2)
-        return predicted._replace(blocks=(order,), megabytes=bytes_ / 2**20)
+        return predicted._replace(blocks=(order,), megabytes=_megabytes(order, multipliers))
 
     def solve(self, question: Question) -> Answer:
         encoding = question.encode(self.style)
@@ -77,7 +75,8 @@ class CentralPath(Encoded):
             every = [encoding.objective(question.C[members[g]].toarray()[0], question.d[members[g][0]]) for g in single]
             first = lift(encoding, every[0])
             programs = [first, *(first.with_objective(objective) for objective in every[1:])]
-            chunk = max(1, AT_ONCE // (first.order + len(first.row_slack) + len(first.form)) ** 2)
+            each = _megabytes(first.order, first.order + len(first.row_slack) + len(first.form))
+            chunk = max(1, int(min(self.budget / each, len(single))))
             for at in range(0, len(single), chunk):
                 part = np.array(single[at : at + chunk])
                 share = Clock(question.clock.left() * len(part) / (len(single) - at + question.groups - len(single)))
@@ -91,8 +90,10 @@ class CentralPath(Encoded):
 
     def _bound(self, programs: list[Lifted], goal, clock: Clock, answer: Answer, groups, encoding) -> None:
         """Fill in the answer for groups whose programs differ in their objectives only."""
-        if clock.passed():
+        kept = [k for k, program in enumerate(programs) if program.is_bounded]
+        if clock.passed() or not kept:
             return
+        programs, goal, groups = [programs[k] for k in kept], goal[kept], groups[kept]
         cuda = self.device != "cpu" and torch.cuda.is_available()
         dual = Dual(programs[0], np.stack([p.cost for p in programs]), "cuda" if cuda else "cpu")
         best: State | None = None
@@ -114,13 +115,18 @@ class CentralPath(Encoded):
         answer.claimed[groups] = np.where(np.isfinite(claimed), claimed, np.nan)
         for k, g in enumerate(groups):
             w = state.moments[k, 0, 1:].clamp(-1, 1).cpu().numpy()
-            v = programs[k].columns(w)[: len(encoding.lower)]
-            answer.points[g] = np.clip(v, encoding.lower, encoding.upper)[encoding.inputs]
+            v = np.clip(programs[k].columns(w), encoding.lower, encoding.upper)
+            answer.points[g] = v[encoding.inputs]
 
     @staticmethod
     def _proved(dual: Dual, program: Lifted, v: torch.Tensor) -> float:
         D, rows, forms = np.split(v.cpu().numpy(), [dual.order, dual.order + dual.rows])
         return safe_bound(program, Multipliers(rows, forms, D[1:]))
+
+
+def _megabytes(order: int, multipliers: int) -> float:
+    """What one row's steps need."""
+    return 8 * (COPIES * multipliers**2 + 8 * order**2) / 2**20
 
 
 def _better(old: State, new: State) -> State:

@@ -51,10 +51,15 @@ class Lifted:
     def form_count(self) -> int:
         return len(self.form_slack)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Is the objective a number all over the box? Where it depends on a column without bounds nothing is known."""
+        return bool(np.isfinite(self.cost).all())
+
     @cached_property
     def product_size(self) -> np.ndarray:
         """The sum of the absolute coefficients of each product, "K"."""
-        return _sizes(self.left) * _sizes(self.right) * SURPLUS
+        return _sizes(self.left) * _sizes(self.right) * SURPLUS + TINY
 
     def with_objective(self, objective: Objective) -> Lifted:
         """The same program with another objective over the same encoding."""
@@ -156,8 +161,9 @@ def _expansions(encoding: Encoding, defining: np.ndarray, free: np.ndarray) -> t
     """The columns as functionals of u "N 1+n", and how far they can be from them."""
     lower, upper = encoding.lower, encoding.upper
     count, width = len(lower), 1 + len(free)
-    centre = np.clip(lower / 2 + upper / 2, lower, upper)
-    radius = np.maximum(upper - centre, centre - lower) * (1 + 2.0**-51) + TINY
+    with np.errstate(invalid="ignore"):  # without bounds: NaN, and so is what depends on such a column
+        centre = np.clip(lower / 2 + upper / 2, lower, upper)
+        radius = np.maximum(upper - centre, centre - lower) * (1 + 2.0**-51) + TINY
     known = np.flatnonzero(defining < 0)
     row = np.concatenate([known, free])
     column = np.concatenate([np.zeros(len(known), dtype=np.int64), np.arange(1, width)])

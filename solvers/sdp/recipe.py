@@ -68,9 +68,7 @@ class SemidefiniteProgram(Encoded):
             if question.clock.passed():
                 break
             rows = np.flatnonzero(question.group == g)
-            C, d = question.C[rows].toarray(), question.d[rows]
-            single = len(rows) == 1
-            whole, objective = (encoding, encoding.objective(C[0], d[0])) if single else encoding.with_maximum(C, d)
+            whole, objective = encoding.least(question.C[rows].toarray(), question.d[rows])
             goal = np.inf if question.goal is None else question.goal[g]
             limit = question.clock.left() / (question.groups - g)
             lower, claimed, point = self.bound(whole, objective, goal, Clock(limit))
@@ -88,6 +86,8 @@ class SemidefiniteProgram(Encoded):
         lifted, parts = split(encoding, objective, self.cliques)
         cut, pairs = lifted, []
         lower, claimed, point = -np.inf, np.nan, None
+        if not lifted.is_bounded:
+            return lower, claimed, point
         for round_ in range(self.products + 1):
             found = conic.minimise(cut, parts, self.solver, self.tolerance, clock.left())
             bound = safe_bound(cut, found.multipliers)

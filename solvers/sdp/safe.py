@@ -76,7 +76,8 @@ def lagrangian(lifted: Lifted, rows: np.ndarray, forms: np.ndarray) -> tuple[np.
     reach += (np.abs(rows) @ abs(lifted.rows)).sum()
     count = left.shape[0] + len(rows) + 8
     charge = np.abs(rows) @ lifted.row_slack + np.abs(forms) @ lifted.form_slack + lifted.cost_slack
-    return M, float((charge + gamma(count) * reach) * SURPLUS + TINY)
+    # What vanished (underflow) from left is multiplied by right.
+    return M, float((charge + gamma(count) * reach) * SURPLUS + TINY * (1 + abs(lifted.right).sum()))
 
 
 def proved(M: np.ndarray, D: np.ndarray) -> float:

@@ -16,10 +16,12 @@ from program_answers import Asked
 from test_programs import as_variables, network_values
 from tiny_networks import KINDS, tiny
 
+from absdom import ops
 from absdom.domain import Encoded
 from absdom.encoding import Style
 from absdom.errors import BudgetError, UsageError
 from absdom.input_set import Ball, InputSet
+from absdom.ir.graph import Builder as GraphBuilder
 from absdom.plan import run
 from absdom.plan.programs import encoder_within_budget
 from absdom.plan.recipes import parse_recipe
@@ -28,7 +30,7 @@ from absdom.solvers.sdp import cliques, conic, products
 from absdom.solvers.sdp.lift import lift
 from absdom.solvers.sdp.recipe import SemidefiniteProgram, split
 from absdom.solvers.sdp.safe import Multipliers, diagonal, lagrangian, proved, safe_bound
-from absdom.types import Clock
+from absdom.types import Clock, TensorType
 
 BENT = tuple(k for k in KINDS if k.__name__ in ("relu", "one_layer", "residual", "leaky", "absolute"))
 FORMS = Style(quadratics=True)
@@ -146,6 +148,18 @@ def test_a_proof_by_factorisation_holds_in_rationals(seed):
     exact = [[Fraction(float(M[i, j])) + (i == j) * (Fraction(float(D[i])) + lost) for j in range(n)] for i in range(n)]
     assert is_semidefinite(exact)
     assert proved(M - np.diag(np.full(n, 2 * np.abs(M).max() + D.max())), D) == -np.inf
+
+
+@pytest.mark.parametrize("n", [8, 40, 100])
+def test_a_factor_that_overflows_proves_nothing(n):
+    """Some LAPACKs run to their end over NaN: here a 2 by 2 minor has the determinant -1e400."""
+    for seed in range(30):
+        random, M = np.random.default_rng(seed), 1e10 * np.eye(n)
+        i, j = np.sort(random.choice(np.arange(1, n), 2, replace=False))
+        M[i, i], M[i, j], M[j, i] = 1e-300, 1e200, 1e200
+        for k in random.integers(1, n, 3):
+            M[i, k] = M[k, i] = M[i, k] if k in (i, j) else 1.0
+        assert proved(M, np.zeros(n)) == -np.inf
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -303,6 +317,29 @@ def test_recipe_as_text_and_its_errors(monkeypatch):
     monkeypatch.setitem(sys.modules, "cvxpy", None)
     with pytest.raises(UsageError, match=r"absdom\[solvers\]"):
         Asked(net.graph, net.lower, net.upper, "sdp").program(net.c)
+
+
+@pytest.mark.parametrize("recipe", ["sdp(pre=crown)", "sdp-fo(pre=crown)"])
+def test_a_box_of_one_point_is_its_value(recipe):
+    net = tiny(1, BENT, full=True)
+    asked = Asked(net.graph, net.lower, net.lower, recipe)
+    true = run.evaluate(asked.context, torch.from_numpy(net.lower)[None]).numpy().ravel() @ net.c
+    found = asked.program(net.c)
+    assert found.lower[0] == pytest.approx(true, rel=1e-9, abs=1e-9) and (found.points[0] == net.lower).all()
+    assert asked.program(np.stack([net.c, net.c - 1]), group=np.zeros(2, dtype=int)).lower[0] >= true - 1e-4
+
+
+@pytest.mark.parametrize("recipe", ["sdp(pre=crown)", "sdp-fo(pre=crown)"])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_columns_without_bounds(recipe):
+    """Rows that depend on one have no bound; the others keep theirs."""
+    builder = GraphBuilder()
+    x = builder.input("x", TensorType((1, 2), "float64"))
+    large = builder.add(ops.Exp(), x)
+    graph = builder.finish([builder.add(ops.Concat(1), large, builder.add(ops.Sigmoid(), large))])
+    found = Asked(graph, -np.full(2, 900.0), np.full(2, 900.0), recipe).program(np.eye(4)[[0, 2]])
+    assert found.lower[0] == -np.inf and np.isnan(found.claimed[0])
+    assert found.lower[1] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_predicted_orders_are_those_built():

@@ -205,7 +205,7 @@ def test_a_solver_that_does_not_end_is_killed():
 
 
 def test_solvers_that_are_not_there(monkeypatch):
-    with pytest.raises(UsageError, match="no mixed-integer solver is called 'fastest'"):
+    with pytest.raises(UsageError, match="solver 'fastest': there is no such"):
         milp(solver="fastest")
     with pytest.raises(UsageError, match="MOSEK"):
         milp(solver="MOSEK")

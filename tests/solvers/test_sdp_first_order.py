@@ -8,7 +8,11 @@ from nets import exact_minimum, relu_net
 from programs import Asked
 
 from absdom import registry
+from absdom.encoding import Style
 from absdom.errors import UsageError
+from absdom.solvers.sdp.central_path import Dual, follow
+from absdom.solvers.sdp.first_order import CentralPath
+from absdom.solvers.sdp.lift import lift
 
 
 def ask(seed: int, sizes=(3, 5, 2), residual: bool = False, boxes: int = 1, rows: int = 1, **options):
@@ -100,6 +104,41 @@ def test_rows_side_by_side_are_as_rows_alone():
     together = asked.answer().lower
     apart = [asked.answer(goal=np.where(np.arange(3) == k, np.inf, -np.inf)).lower[k] for k in range(3)]
     assert solver is asked.recipe and np.allclose(together, apart, rtol=1e-3, atol=1e-3)
+
+
+def test_a_row_that_stands_still_leaves_the_others_their_steps():
+    """One of the costs is no number, and one so large that its products overflow."""
+    asked, *_ = ask(5, sizes=(6, 12, 4))
+    program = lift(*asked.encoding(Style(quadratics=True)))
+    *_, alone = follow(Dual(program, program.cost[None]), 40)
+    costs = np.stack([np.full_like(program.cost, np.nan), program.cost, 1e300 * program.cost])
+    *_, together = follow(Dual(program, costs), 40)
+    assert together.bound[0] == -np.inf and together.moments[1:].isfinite().all()
+    assert float(together.bound[1]) == pytest.approx(float(alone.bound[0]), rel=1e-8)
+
+
+def test_a_large_constant_hides_nothing():
+    """Steps to a given relative distance come as near with it as without."""
+    asked, *_ = ask(5, sizes=(6, 12, 4), rows=1, tolerance=1e-12)
+    program = lift(*asked.encoding(Style(quadratics=True)))
+    costs = np.stack([program.cost, program.cost])
+    costs[1, 0] += 2.0**30
+    *_, last = follow(Dual(program, costs), 40)
+    assert float(last.bound[1]) - 2.0**30 == pytest.approx(float(last.bound[0]), abs=1e-5)
+
+
+def test_rows_are_taken_side_by_side_as_far_as_the_budget_goes(monkeypatch):
+    asked, *_ = ask(5, sizes=(6, 12, 4), rows=12, budget=3.0)
+    sizes, bound = [], CentralPath._bound
+
+    def counted(self, programs, *rest):
+        sizes.append(len(programs))
+        bound(self, programs, *rest)
+
+    monkeypatch.setattr(CentralPath, "_bound", counted)
+    few = asked.answer().lower
+    assert sum(sizes) == 12 and len(sizes) > 1
+    assert np.allclose(few, other(asked, "sdp-fo").answer().lower, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{"steps": -1}, {"tolerance": 0.0}, {"device": "tpu"}])
