@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -38,6 +39,11 @@ class Arithmetic:
 
 SEARCH = Arithmetic(torch.float32, charged=False)
 PROOF = Arithmetic(torch.float64, charged=True)
+
+
+def numbers(t: torch.Tensor) -> np.ndarray:
+    """A tensor as flat float64 numbers on the CPU, without gradients."""
+    return t.detach().double().cpu().numpy().ravel()
 
 
 def precise_backends() -> dict:

@@ -134,7 +134,8 @@ class Recipe:
     failure_probability: float = 0.0
 
     def __and__(self, other: Recipe) -> Recipe:
-        return Meet((self, other))
+        both = (recipe.parts if isinstance(recipe, Meet) else (recipe,) for recipe in (self, other))
+        return Meet(sum(both, ()))
 
 
 class Forward(Recipe, ABC):
@@ -250,6 +251,11 @@ class Answer(NamedTuple):
     lower: np.ndarray  # "G"; -inf: nothing is known
     claimed: np.ndarray  # "G"; NaN: there is none
     points: np.ndarray  # "G n"; NaN: there is none
+
+    @staticmethod
+    def empty(groups: int, inputs: int) -> Answer:
+        """Nothing is known of any group; to be filled in."""
+        return Answer(np.full(groups, -np.inf), np.full(groups, np.nan), np.full((groups, inputs), np.nan))
 
 
 SIMPLEX = 20.0  # operations of the simplex method per row and entry of a linear program
@@ -412,9 +418,6 @@ class Meet(Recipe):
 
     parts: tuple[Recipe, ...]
     name: ClassVar[str] = "meet"
-
-    def __and__(self, other: Recipe) -> Recipe:
-        return Meet((*self.parts, *(other.parts if isinstance(other, Meet) else (other,))))
 
 
 @dataclass(frozen=True, eq=False)

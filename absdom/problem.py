@@ -220,7 +220,7 @@ def bound_rows(
     match recipe:
         case Strategy():
             return recipe.bound(ask, prop, np.asarray(rows))
-        case Meet(parts) if any(isinstance(part, Strategy) for part in parts):
+        case Meet(parts) if asks_others(recipe):
             plain = tuple(part for part in parts if not isinstance(part, Strategy))
             values = [part.bound(ask, prop, np.asarray(rows)) for part in parts if isinstance(part, Strategy)]
             if plain:
@@ -308,8 +308,9 @@ def solves(engine: Engine, recipe: Recipe) -> bool:
 
 
 def asks_others(recipe: Recipe) -> bool:
-    """Is the recipe a strategy, or one that meets such?"""
-    return isinstance(recipe, Strategy) or (isinstance(recipe, Meet) and any(map(asks_others, recipe.parts)))
+    """Is the recipe a strategy, or a meet with one?"""
+    parts = recipe.parts if isinstance(recipe, Meet) else (recipe,)
+    return any(isinstance(part, Strategy) for part in parts)
 
 
 def _program_stage(problem: Problem, recipe: Recipe, clock: Clock, found: Found) -> Problem:
@@ -450,7 +451,7 @@ def _predictions(problem: Problem, candidates: Mapping[str, Recipe]) -> Iterable
         match recipe:
             case Strategy():
                 return recipe.cost(operations, boxes, rows)
-            case Meet(parts) if any(isinstance(part, Strategy) for part in parts):
+            case Meet(parts) if asks_others(recipe):
                 return sum(operations(part, boxes, rows) for part in parts)
         context = engine.context(recipe, SEARCH)
         if not context.schedule.solves:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from absdom import registry
+from absdom.arithmetic import numbers
 from absdom.domain import Encoded, EncodingRule, NodeBounds
 from absdom.encoding import INPUTS, Builder, Choice, Encoding, Size, Style
 from absdom.errors import UsageError
@@ -82,8 +83,8 @@ class Encoder:
 
     def _encode(self, style: Style) -> Encoding:
         builder = Builder(style)
-        flat = builder.columns(_numbers(self.batch.lower), _numbers(self.batch.upper), INPUTS)
-        reach = np.maximum(np.abs(_numbers(self.batch.lower)), np.abs(_numbers(self.batch.upper)))
+        flat = builder.columns(numbers(self.batch.lower), numbers(self.batch.upper), INPUTS)
+        reach = np.maximum(np.abs(numbers(self.batch.lower)), np.abs(numbers(self.batch.upper)))
         sizes = [self.graph.nodes[i].type.numel for i in self.graph.inputs]
         columns = dict(zip(self.graph.inputs, np.split(flat, np.cumsum(sizes)[:-1]), strict=True))
         for part in self.batch.parts:
@@ -94,7 +95,7 @@ class Encoder:
             own, wanted = self.bounds[i], self.wanted[i][0].flatten().cpu().numpy()
             rule = self.rule(i)
             if rule is None:
-                columns[i] = builder.columns_where(wanted, _numbers(own.lower), _numbers(own.upper), i)
+                columns[i] = builder.columns_where(wanted, numbers(own.lower), numbers(own.upper), i)
                 builder.complete = False
                 continue
             inputs = tuple(
@@ -103,7 +104,7 @@ class Encoder:
             )
             columns[i] = rule.add(self.place(i), builder, inputs, wanted, i)
             held = columns[i] >= 0
-            builder.meet(columns[i][held], _numbers(own.lower)[held], _numbers(own.upper)[held])
+            builder.meet(columns[i][held], numbers(own.lower)[held], numbers(own.upper)[held])
         target = columns.get(self.target, np.full(self.first_wanted.numel(), -1))  # rows of zeros speak of nothing
         return builder.finish(flat, target, columns)
 
@@ -172,7 +173,3 @@ def decide(choice: Choice, out: np.ndarray) -> None:
     out[:, choice.binaries] = holds[:, -len(choice.binaries) :]
     for part, column in zip(choice.parts, (choice.source[0], choice.value)):
         out[:, part] = np.where(holds, out[:, [column]], 0.0)
-
-
-def _numbers(t: torch.Tensor) -> np.ndarray:
-    return t.detach().double().cpu().numpy().ravel()

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from absdom.arithmetic import numbers
 from absdom.encoding import INPUTS, Builder, Distances, Size, gamma
 from absdom.set_parts import BallBatch, EllipsoidBatch, HalfSpacesBatch
-
-
-def _numbers(t: torch.Tensor) -> np.ndarray:
-    return t[0].detach().double().cpu().numpy()
 
 
 def part_size(part) -> Size:
@@ -27,26 +23,27 @@ def encode_part(part, builder: Builder, columns: np.ndarray, reach: np.ndarray) 
     """What a part of the input set says of the inputs' columns "n", whose values are at most `reach`; one set."""
     match part:
         case HalfSpacesBatch():
-            normals, offsets = _numbers(part.normals), _numbers(part.offsets)
+            offsets = numbers(part.offsets)
+            normals = numbers(part.normals).reshape(len(offsets), -1)
             row, element = np.nonzero(normals)
             builder.add_rows(row, columns[element], normals[row, element], np.full(len(offsets), -np.inf), offsets)
         case BallBatch(norm=1):
             _sum_of_sizes(part, builder, columns)
         case BallBatch():
-            centre, radius = _numbers(part.centre), np.broadcast_to(_numbers(part.radius), columns.shape)
+            centre, radius = numbers(part.centre), np.broadcast_to(numbers(part.radius), columns.shape)
             moves = np.flatnonzero(radius > 0)  # the box holds the others where they are
             weight = 1 / radius[moves] ** 2
             k = np.arange(len(moves))
             _ball(builder, columns[moves], centre[moves], k, k, weight, reach[moves])
         case EllipsoidBatch():
-            precision = _numbers(part.precision)
+            precision = numbers(part.precision).reshape(len(columns), -1)
             first, second = np.nonzero(precision)
-            _ball(builder, columns, _numbers(part.centre), first, second, precision[first, second], reach)
+            _ball(builder, columns, numbers(part.centre), first, second, precision[first, second], reach)
 
 
 def _sum_of_sizes(part: BallBatch, builder: Builder, columns: np.ndarray) -> None:
     """sum_i |x_i - c_i| / r_i <= 1, with a variable t_i >= |x_i - c_i| / r_i for each input."""
-    centre, radius = _numbers(part.centre), np.broadcast_to(_numbers(part.radius), columns.shape)
+    centre, radius = numbers(part.centre), np.broadcast_to(numbers(part.radius), columns.shape)
     moves = np.flatnonzero(radius > 0)
     columns, centre, radius, k = columns[moves], centre[moves], radius[moves], np.arange(len(moves))
     sizes = builder.columns(np.zeros(len(moves)), np.ones(len(moves)), INPUTS)

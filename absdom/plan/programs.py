@@ -43,9 +43,7 @@ def solve(
     """
     group = np.arange(rows.count) if group is None else group
     count = int(group[-1]) + 1 if len(group) else 0
-    answer = Answer(
-        np.full(count, -np.inf), np.full(count, np.nan), np.full((count, batch.lower.shape[1]), np.nan)
-    )  # fmt: skip
+    answer = Answer.empty(count, batch.lower.shape[1])
     box = rows.per_row(torch.arange(rows.boxes, device=batch.lower.device)).cpu().numpy()
     data = rows.dense().reshape(rows.count, -1)
     answered = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from absdom.arithmetic import numbers
 from absdom.domain import EncodingRule
-from absdom.domains.encoded.common import numbers, one_hots, sparse
+from absdom.domains.encoded.common import one_hots, sparse
 from absdom.domains.interval import rounding
 from absdom.encoding import Size, gamma
 

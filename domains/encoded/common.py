@@ -6,14 +6,11 @@ import numpy as np
 import torch
 
 from absdom import registry
+from absdom.arithmetic import numbers
 from absdom.domains.linear import Linear
 from absdom.rows import Rows
 
 CHUNK = 2**24  # elements of the dense rows that are read at once
-
-
-def numbers(t: torch.Tensor) -> np.ndarray:
-    return t.detach().double().cpu().numpy().ravel()
 
 
 def one_hots(shape, positions: np.ndarray, sign: float, width: int):

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from absdom.arithmetic import numbers
 from absdom.domain import EncodingRule
-from absdom.domains.encoded.common import numbers, own_dual
+from absdom.domains.encoded.common import own_dual
 from absdom.domains.encoded.lines import Line, add_lines, distinct_lines
 from absdom.domains.encoded.pieces import add_pieces, kinds_of, predicted
 from absdom.domains.encoded.planes import add_planes, plane_rows

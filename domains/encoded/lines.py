@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from absdom.domains.encoded.common import numbers, settings
+from absdom.arithmetic import numbers
+from absdom.domains.encoded.common import settings
 
 
 class Line(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from absdom.arithmetic import numbers
 from absdom.domain import EncodingRule
-from absdom.domains.encoded.common import numbers, one_hots, own_dual, sparse
+from absdom.domains.encoded.common import one_hots, own_dual, sparse
 from absdom.domains.encoded.planes import add_planes, plane_rows
 from absdom.domains.interval import with_parameters
 from absdom.encoding import Choice, Size, gamma

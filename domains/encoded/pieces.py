@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from absdom.domains.encoded.common import numbers
+from absdom.arithmetic import numbers
 from absdom.domains.encoded.lines import Line, add_lines, distinct_lines
 from absdom.encoding import Choice, Size
 

@@ -6,7 +6,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from absdom import registry
-from absdom.domains.encoded.common import numbers, one_hots, settings, sparse
+from absdom.arithmetic import numbers
+from absdom.domains.encoded.common import one_hots, settings, sparse
 from absdom.domains.linear import Linear
 from absdom.encoding import gamma
 

@@ -17,7 +17,7 @@ from absdom.solvers.lp.cuts import with_tangents
 ROUNDS = 8  # of tangents to the convex forms of the input set
 
 
-class Found(NamedTuple):
+class Bounded(NamedTuple):
     """Of one group: its safe lower bound, the solver's claim (NaN: none) and the inputs "n" of its point, or None."""
 
     group: int
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 def bound_groups(
     encoding: Encoding, C: sp.csr_matrix, d: np.ndarray, group: np.ndarray, solver: str, tolerance: float | None,
     limit: float,
-) -> Iterator[Found]:  # fmt: skip
+) -> Iterator[Bounded]:  # fmt: skip
     """How low the largest row of each group can be, group by group until `limit` seconds have passed.
 
     C "R T", d "R", group "R" (sorted). Groups of one row share a program, which starts each solve from the last basis.
@@ -47,7 +47,7 @@ def bound_groups(
         lower, solution = lowest(program, objective, end)
         claimed = solution.value if solution.status == "optimal" else math.nan
         point = None if solution.point is None else solution.point[encoding.inputs]
-        yield Found(int(g), lower, claimed, point)
+        yield Bounded(int(g), lower, claimed, point)
 
 
 def lowest(program: Program, objective: Objective, end: float) -> tuple[float, Solution]:

@@ -35,8 +35,10 @@ class Form:
             return 0.0 if (self.double.diagonal() >= 0).all() else np.inf
         dense = self.double.toarray() / 2
         try:
-            np.linalg.cholesky(dense)
+            factor = np.linalg.cholesky(dense)
         except np.linalg.LinAlgError:
+            return np.inf
+        if not np.isfinite(factor).all():  # LAPACK goes on over NaN
             return np.inf
         return 2 * float((np.trace(dense) + len(dense) * np.abs(dense).max()) * gamma(len(dense) + 2)) + TINY
 

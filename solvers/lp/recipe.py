@@ -15,7 +15,7 @@ from absdom.encoding import Encoding, Style
 from absdom.errors import UsageError
 from absdom.registry import register_recipe
 from absdom.solvers.lp.backend import demand_solver
-from absdom.solvers.lp.bounds import Found, bound_groups
+from absdom.solvers.lp.bounds import Bounded, bound_groups
 from absdom.solvers.workers import cores, run_all
 
 ALONE = 2e10  # rows x entries x groups below which processes cost more than they save
@@ -45,19 +45,18 @@ class LinearProgram(Encoded):
 
     def solve(self, question: Question) -> Answer:
         encoding, goal = question.encode(self.style), question.goal
-        lower, claimed = np.full(question.groups, -np.inf), np.full(question.groups, np.nan)
-        points = np.full((question.groups, len(encoding.inputs)), np.nan)
+        answer = Answer.empty(question.groups, len(encoding.inputs))
         for g, bound, claim, point in self._bounds(question, encoding):
-            lower[g], claimed[g] = bound, claim
+            answer.lower[g], answer.claimed[g] = bound, claim
             if point is not None:
-                points[g] = point
+                answer.points[g] = point
                 if goal is not None and claim <= goal[g] and question.found(point):
                     break
             if question.clock.passed():
                 break
-        return Answer(lower, claimed, points)
+        return answer
 
-    def _bounds(self, question: Question, encoding: Encoding) -> Iterator[Found]:
+    def _bounds(self, question: Question, encoding: Encoding) -> Iterator[Bounded]:
         """Here, or in processes over the cores where there is enough to do."""
         left, groups = question.clock.left(), np.arange(question.groups)
         common = (self.solver, self.tolerance)

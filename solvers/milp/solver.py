@@ -18,7 +18,7 @@ NAMES = {"cbc": "PULP_CBC_CMD", "gurobi": "GUROBI", "scip": "SCIP_PY", "mosek": 
 EXTRAS = ("gurobi", "scip", "mosek")  # of our package, each brings the solver of its name
 
 
-class Found(NamedTuple):
+class Reply(NamedTuple):
     """What a solver said: "optimal", "infeasible", "stopped" or "failed"; its best value (NaN) and point "N" (None)."""
 
     status: str
@@ -65,7 +65,7 @@ def solve(
     goal: float | None = None,
     start: np.ndarray | None = None,
     tolerance: float | None = None,
-) -> Found:
+) -> Reply:
     """The least objective over the encoding, as a solver sees it, within `limit` seconds.
 
     gap: relative; goal: a value at or below it is good enough; start "N": a point to start from; tolerance: how far
@@ -79,7 +79,7 @@ def solve(
     return _pulp(name, encoding, objective, limit, gap, start)
 
 
-def _highs(encoding, objective, limit, gap, goal, start, tolerance) -> Found:
+def _highs(encoding, objective, limit, gap, goal, start, tolerance) -> Reply:
     import highspy
 
     model, matrix, program = highspy.Highs(), encoding.matrix, highspy.HighsLp()
@@ -107,14 +107,14 @@ def _highs(encoding, objective, limit, gap, goal, start, tolerance) -> Found:
     model.run()
     said, status = model.getModelStatus(), highspy.HighsModelStatus
     if said in (status.kInfeasible, status.kUnboundedOrInfeasible):
-        return Found("infeasible")
+        return Reply("infeasible")
     info, point = model.getInfo(), np.array(model.getSolution().col_value)
     if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible or len(point) != matrix.shape[1]:
-        return Found("stopped")
-    return Found("optimal" if said == status.kOptimal else "stopped", info.objective_function_value, point)
+        return Reply("stopped")
+    return Reply("optimal" if said == status.kOptimal else "stopped", info.objective_function_value, point)
 
 
-def _scipy(encoding, objective, limit, gap) -> Found:
+def _scipy(encoding, objective, limit, gap) -> Reply:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     options = {"mip_rel_gap": gap} | ({"time_limit": limit} if math.isfinite(limit) else {})
@@ -124,10 +124,10 @@ def _scipy(encoding, objective, limit, gap) -> Found:
         constraints=rows if encoding.matrix.shape[0] else None, options=options,
     )  # fmt: skip
     status = {0: "optimal", 1: "stopped", 2: "infeasible"}.get(found.status, "failed")
-    return Found(status) if found.x is None else Found(status, found.fun + objective.constant, found.x)
+    return Reply(status) if found.x is None else Reply(status, found.fun + objective.constant, found.x)
 
 
-def _pulp(name, encoding, objective, limit, gap, start) -> Found:
+def _pulp(name, encoding, objective, limit, gap, start) -> Reply:
     pulp = import_pulp(f"solver {name!r}")
     problem, variables = to_pulp(encoding, objective)
     options = {"msg": False, "gapRel": gap} | ({"timeLimit": limit} if math.isfinite(limit) else {})
@@ -138,12 +138,12 @@ def _pulp(name, encoding, objective, limit, gap, start) -> Found:
     try:
         problem.solve(pulp.getSolver(name, **options))
     except pulp.PulpSolverError:
-        return Found("failed")
+        return Reply("failed")
     values = [v.varValue for v in variables]
     if problem.status == pulp.LpStatusInfeasible:
-        return Found("infeasible")
+        return Reply("infeasible")
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible) or None in values:
-        return Found("stopped")
+        return Reply("stopped")
     point = np.array(values, dtype=np.float64)
     optimal = problem.sol_status == pulp.LpSolutionOptimal
-    return Found("optimal" if optimal else "stopped", float(objective.slope @ point) + objective.constant, point)
+    return Reply("optimal" if optimal else "stopped", float(objective.slope @ point) + objective.constant, point)

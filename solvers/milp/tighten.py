@@ -26,6 +26,8 @@ def tighten(question: Question, style: Style, solver: str, clock: Clock, threads
         if clock.passed():
             break
         relaxed = question.encode(Style())
+        if node not in relaxed.columns_of:  # narrower bounds in front made all that reads it constant
+            continue
         columns = relaxed.columns_of[node][wanted[node]]
         columns = np.unique(columns[columns >= 0])
         lower, upper = relaxed.lower.copy(), relaxed.upper.copy()

@@ -59,11 +59,7 @@ class SemidefiniteProgram(Encoded):
     def solve(self, question: Question) -> Answer:
         conic.solver_for((), self.solver)
         encoding = question.encode(self.style)
-        answer = Answer(
-            np.full(question.groups, -np.inf),
-            np.full(question.groups, np.nan),
-            np.full((question.groups, len(encoding.inputs)), np.nan),
-        )
+        answer = Answer.empty(question.groups, len(encoding.inputs))
         for g in range(question.groups):
             if question.clock.passed():
                 break

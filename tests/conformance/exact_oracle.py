@@ -27,19 +27,25 @@ def exact(tensor) -> np.ndarray:
 def real_outputs(graph, point) -> list[np.ndarray]:
     """The graph's outputs, flat, at one flat float64 input "n"."""
     with mpmath.workprec(PRECISION):
-        flat, start, values = exact(point), 0, {}
-        for i, node in enumerate(graph.nodes):
-            match node.op:
-                case Input():
-                    values[i] = flat[start : start + node.type.numel].reshape(node.type.shape)
-                    start += node.type.numel
-                case Param(label):
-                    values[i] = exact(graph.params[label])
-                case _:
-                    values[i] = apply(node.op, [values[j] for j in node.inputs])
-                    if values[i].shape != node.type.shape:
-                        raise ValueError(f"{node.op} gives {values[i].shape}, the graph says {node.type}")
+        values = real_values(graph, exact(point))
         return [values[i].ravel() for i in graph.outputs]
+
+
+def real_values(graph, flat) -> dict[int, np.ndarray]:
+    """The values of all nodes at one flat input "n" of numbers of mpmath, in its precision."""
+    start, values = 0, {}
+    for i, node in enumerate(graph.nodes):
+        match node.op:
+            case Input():
+                values[i] = flat[start : start + node.type.numel].reshape(node.type.shape)
+                start += node.type.numel
+            case Param(label):
+                values[i] = exact(graph.params[label])
+            case _:
+                values[i] = apply(node.op, [values[j] for j in node.inputs])
+                if values[i].shape != node.type.shape:
+                    raise ValueError(f"{node.op} gives {values[i].shape}, the graph says {node.type}")
+    return values
 
 
 def each(function, *arrays) -> np.ndarray:

@@ -12,7 +12,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from exact_oracle import PRECISION, apply, exact
+from exact_oracle import PRECISION, real_values
 from exact_phases import phases, rational
 from nets import exact_minimum, relu_net
 from program_answers import Asked, needs
@@ -20,7 +20,6 @@ from tiny_networks import KINDS, largest, tiny
 
 from absdom import registry
 from absdom.encoding import Objective, Style
-from absdom.ir.op import Input, Param
 from absdom.types import Clock
 
 EXACT = Style(integers=True)
@@ -120,19 +119,9 @@ def test_the_largest_of_several_rows(recipe):
 
 def network_values(asked: Asked, x) -> dict[int, np.ndarray]:
     """The values of all nodes of the lowered graph at a rational point, in numbers of 300 bits."""
-    graph, values, start = asked.context.graph, {}, 0
     with mpmath.workprec(PRECISION):
         flat = np.array([mpmath.mpf(t.numerator) / t.denominator for t in x], dtype=object)
-        for i, node in enumerate(graph.nodes):
-            match node.op:
-                case Input():
-                    values[i] = flat[start : start + node.type.numel].reshape(node.type.shape)
-                    start += node.type.numel
-                case Param(label):
-                    values[i] = exact(graph.params[label])
-                case _:
-                    values[i] = apply(node.op, [values[j] for j in node.inputs])
-    return values
+        return real_values(asked.context.graph, flat)
 
 
 def as_variables(encoding, values) -> np.ndarray:

@@ -229,3 +229,9 @@ def test_any_text_gives_a_recipe_or_a_usage_error():
         except UsageError as error:
             assert "method" in str(error)
     assert read > 20
+
+
+def test_a_meet_of_meets_is_one_meet():
+    """So that a strategy in it, which stands alone or in a meet, is found whatever the brackets."""
+    texts = ("crown & (partition(ibp) & interval)", "(crown & partition(ibp)) & interval")
+    assert {parse_recipe(text) for text in texts} == {parse_recipe("crown & partition(ibp) & interval")}

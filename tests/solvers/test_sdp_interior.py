@@ -11,7 +11,7 @@ from absdom import registry
 from absdom.encoding import Style
 from absdom.errors import UsageError
 from absdom.solvers.sdp.central_path import Dual, follow
-from absdom.solvers.sdp.first_order import CentralPath
+from absdom.solvers.sdp.interior import CentralPath
 from absdom.solvers.sdp.lift import lift
 
 

@@ -63,11 +63,7 @@ class CentralPath(Encoded):
 
     def solve(self, question: Question) -> Answer:
         encoding = question.encode(self.style)
-        answer = Answer(
-            np.full(question.groups, -np.inf),
-            np.full(question.groups, np.nan),
-            np.full((question.groups, len(encoding.inputs)), np.nan),
-        )
+        answer = Answer.empty(question.groups, len(encoding.inputs))
         goal = np.full(question.groups, np.inf) if question.goal is None else question.goal
         members = [np.flatnonzero(question.group == g) for g in range(question.groups)]
         single = [g for g, rows in enumerate(members) if len(rows) == 1]
