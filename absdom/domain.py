@@ -25,9 +25,27 @@ from absdom.sets import InputBatch
 from absdom.types import Clock, TensorType
 
 
+class _WithoutNan(torch.autograd.Function):
+    """nan_to_num whose gradient passes unchanged: that of torch compares every element again, twice."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(bound, infinity):
+        return torch.nan_to_num(bound, nan=infinity, posinf=torch.inf, neginf=-torch.inf)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
 def no_nan(bound: torch.Tensor, infinity: float) -> torch.Tensor:
     """A bound whose NaNs (infinity minus infinity, where nothing is known) became the infinity that claims nothing."""
-    return torch.nan_to_num(bound, nan=infinity, posinf=torch.inf, neginf=-torch.inf)
+    return _WithoutNan.apply(bound, infinity)
 
 
 def capturing() -> bool:

@@ -54,7 +54,8 @@ def sweep(
     tuned = isinstance(recipe, Tuned) and trace is None and not constraints.items
     owner = None if recipe is None else rules_of(recipe)
     itemsize, device = context.arithmetic.dtype.itemsize, context.arithmetic.device
-    size = (memory.taped_rows if tuned else memory.chunk_rows)(context.graph, plan.nodes, itemsize, device)
+    passed = plan.nodes if owner is not None else _affine_front(context.graph, plan)
+    size = (memory.taped_rows if tuned else memory.chunk_rows)(context.graph, passed, itemsize, device)
     whole = (context, plan, owner, batch, bounds)
     if not tuned and (rows.count <= size or constraints.items or trace is not None):
         return _sweep_chunk(*whole, rows, relaxations, constraints, knobs or {}, trace)
@@ -69,6 +70,15 @@ def sweep(
         else:
             parts.append(_sweep_chunk(*whole, part, relaxations, constraints, knobs or {}, None))
     return torch.cat(parts)
+
+
+def _affine_front(graph: Graph, plan: Sweep) -> tuple[int, ...]:
+    """The nodes that rows pass when they stop at the first ops that are not affine, and those where they stop."""
+    reached = {plan.start}
+    for i in plan.nodes:
+        if i in reached and isinstance(graph.nodes[i].op, Affine):
+            reached.update(graph.nodes[i].inputs)
+    return tuple(i for i in plan.nodes if i in reached)
 
 
 def _tuned_chunk(context, plan, recipe: Tuned, batch, bounds, rows: Rows, goal, clock) -> torch.Tensor:

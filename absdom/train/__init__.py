@@ -1,0 +1,1 @@
+"""Training provably robust networks through the same plans that verify them."""

@@ -1,0 +1,125 @@
+"""A module while it trains: captured once, its weights read anew at each call; differentiable bounds of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from absdom import registry
+from absdom.api import load, recipe_of
+from absdom.arithmetic import Arithmetic, precise_backends
+from absdom.domain import NodeBounds, Recipe
+from absdom.errors import UsageError
+from absdom.ir.graph import Graph
+from absdom.passes import lower
+from absdom.plan import run
+from absdom.plan.context import Context
+from absdom.plan.planner import make_schedule
+from absdom.plan.sweeps import sweep
+from absdom.rows import Rows
+from absdom.sets import InputBatch
+
+NORMS = torch.nn.modules.batchnorm._BatchNorm
+Statistics = Mapping[str, torch.Tensor]  # mean and variance of each batch norm, by label; empty: the running ones
+
+
+class Propagation:
+    """One run of a recipe over sets: its context, the bounds of every node, and the forward domains' last states."""
+
+    def __init__(self, context: Context, sets: InputBatch):
+        self.context, self.sets, self.states = context, sets, {}
+        self.bounds: dict[int, NodeBounds] = run.propagate(context, sets, final=self.states)
+
+    def lower_bounds(self, C: torch.Tensor, d: torch.Tensor | None = None) -> torch.Tensor:
+        """Lower bounds "B R" of C y + d, C "B R K": the best that the recipe gives."""
+        rows, constants = self._rows(C), C.new_zeros(C.shape[:2]) if d is None else d
+        found = run.row_bounds(
+            self.context, self.sets, self.bounds, rows, constants.flatten(), states=self.states
+        )  # fmt: skip
+        return found.reshape(C.shape[:2])
+
+    def interval_rows(self, C: torch.Tensor) -> torch.Tensor:
+        """Lower bounds "B R" of C y from the intervals in front of the last affine ops, which are merged into C."""
+        final = self.context.schedule.final
+        return sweep(self.context, final, None, self.sets, self.bounds, self._rows(C)).reshape(C.shape[:2])
+
+    def dual_rows(self, C: torch.Tensor, knobs=None) -> torch.Tensor:
+        """Lower bounds "B R" of C y by the recipe's (only) dual alone, swept back to the inputs."""
+        (dual,) = self.context.schedule.duals
+        final = self.context.schedule.final
+        found = sweep(self.context, final, dual, self.sets, self.bounds, self._rows(C), knobs=knobs)
+        return found.reshape(C.shape[:2])
+
+    def _rows(self, C: torch.Tensor) -> Rows:
+        shape = self.context.graph.nodes[self.context.schedule.target].type.shape
+        return Rows.dense_rows(C.reshape(-1, *shape), len(C))
+
+
+class Live:
+    """A module as graphs whose weights are the module's own: an optimiser's step is seen by the next call.
+
+    example: an input of batch size 1. With batch norms there are two graphs: one reads the running statistics, one is
+    given statistics at each call.
+    """
+
+    def __init__(self, module: torch.nn.Module, example: torch.Tensor):
+        precise_backends()
+        self.module = module
+        self.norms = tuple(m for m in module.modules() if isinstance(m, NORMS))
+        self._graphs = {False: lower(load(module, example, batch_norm="eval"))}
+        if self.norms:
+            self._graphs[True] = lower(load(module, example, batch_norm="train"))
+        graph = self._graphs[False]
+        if len(graph.outputs) != 1 or len(graph.inputs) != 1:
+            raise UsageError(
+                f"the module has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; a loss needs one of each"
+            )
+        self.outputs = graph.nodes[graph.outputs[0]].type.numel
+        self._schedules: dict = {}
+
+    def graph(self, statistics: Statistics = {}) -> Graph:  # noqa: B006  (never written)
+        """The graph that takes these statistics."""
+        return self._graphs[bool(statistics)]
+
+    def forward(self, x: torch.Tensor, *, batch: bool) -> tuple[torch.Tensor, Statistics]:
+        """The module's outputs "B K" at x "B *n", and the statistics that its batch norms used.
+
+        batch: they normalise with the statistics of x (which then move the running ones); else with the running ones.
+        """
+        with self._norm_mode(batch):
+            if batch and self.norms:
+                return registry.service("batch-statistics")(self.module, x)
+            return self.module(x), {}
+
+    def evaluate(self, x: torch.Tensor, statistics: Statistics = {}) -> torch.Tensor:  # noqa: B006
+        """The module's outputs "B K" at x "B *n", normalised by given statistics."""
+        if not statistics:
+            return self.forward(x, batch=False)[0]
+        return run.evaluate(self.context("ibp", x, statistics), x.flatten(1)).reshape(len(x), -1)
+
+    def context(self, recipe: str | Recipe, like: torch.Tensor, statistics: Statistics = {}) -> Context:  # noqa: B006
+        """A recipe's schedule with the weights as they are now, in the numbers of `like`."""
+        graph = self.graph(statistics)
+        key = (bool(statistics), recipe)
+        if key not in self._schedules:
+            self._schedules[key] = make_schedule(graph, recipe_of(recipe))
+        arithmetic = Arithmetic(like.dtype, device=str(like.device))
+        return run.prepare(self._schedules[key], arithmetic, {**graph.params, **statistics})
+
+    def propagate(self, recipe: str | Recipe, sets: InputBatch, statistics: Statistics = {}) -> Propagation:  # noqa: B006
+        """A run of a recipe over `sets`; gradients flow into the weights and the statistics."""
+        return Propagation(self.context(recipe, sets.lower, statistics), sets)
+
+    @contextmanager
+    def _norm_mode(self, training: bool) -> Iterator[None]:
+        """Batch norms alone in (or out of) training mode."""
+        before = [m.training for m in self.norms]
+        for m in self.norms:
+            m.training = training
+        try:
+            yield
+        finally:
+            for m, mode in zip(self.norms, before, strict=True):
+                m.training = mode
