@@ -14,9 +14,13 @@ import torch
 
 @dataclass(frozen=True)
 class Arithmetic:
+    """guarded: bounds that became NaN (infinity minus infinity) are replaced by infinities, which claim nothing; False
+    only for uncharged runs in which infinities come from nothing but overflow, where a NaN shall be noticed."""
+
     dtype: torch.dtype = torch.float32
     charged: bool = False
     device: str = "cpu"
+    guarded: bool = True
 
     @property
     def unit(self) -> float:

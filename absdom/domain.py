@@ -178,6 +178,15 @@ class Forward(Recipe, ABC):
         """Lower bounds "R" of rows at the node of `state`; None: its intervals say all that is known."""
         return None
 
+    def follow(self, place: Place) -> Callable[[Sequence, torch.Tensor], torch.Tensor] | None:
+        """How single points of the domain's sets pass an op (or start at an input): a function of the values "B *in" of
+        its operands and of new errors "B *out" in [-1, 1], one per element, to values "B *out".
+
+        Followed from the inputs on, with any errors, such values lie in the state that the domain has of a node, if it
+        keeps all errors apart. None: the domain's sets are not made of such points.
+        """
+        return None
+
     def box_bytes(self, graph, itemsize: int) -> int:
         """Bytes that the states of one box take, where that is more than their intervals."""
         return 0

@@ -12,6 +12,7 @@ from math import prod
 import torch
 
 from absdom.ir.op import Affine, At, Block
+from absdom.kernels import contract, halves, relax
 
 GATHERED = 2**22  # elements of coefficients that ragged rows gather at once
 
@@ -56,12 +57,6 @@ class Rows:
     def _with(self, data: torch.Tensor) -> Rows:
         return replace(self, shape=tuple(data.shape[1:]), dense_data=data, position=None, sign=None)
 
-    def _pair(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows and `value` "B *n" (or "1 *n"), viewed so that they broadcast."""
-        data, value = self.dense(), self._spread_boxes(value)
-        grouped = value.dim() > data.dim()
-        return (data.reshape(self.boxes, -1, *data.shape[1:]) if grouped else data), value
-
     def pull(self, op: Affine, at: At, index: int) -> Rows:
         """The adjoint of an affine op, applied to each row."""
         if self.dense_data is None:
@@ -105,25 +100,24 @@ class Rows:
         Slopes and biases are "B *n" (or "1 *n"); a bias None is zero. Few passes over the rows: this is where sweeps
         spend their time.
         """
-        data, low = self._pair(lower)
-        steps = self._spread_boxes(upper - lower)
-        negative = data.clamp(max=0)
-        out = torch.addcmul(data * low, negative, steps).reshape(self.count, *self.shape)
-        constant = None
-        if lower_bias is not None:
-            constant = self._contract(data, lower_bias)
-        if upper_bias is not None:
-            change = upper_bias if lower_bias is None else upper_bias - lower_bias
-            part = self._contract(negative, change)
-            constant = part if constant is None else constant + part
-        elif lower_bias is not None:
-            constant = constant - self._contract(negative, lower_bias)
-        return self._with(out), constant
+        data = self.dense()
+        shape = torch.broadcast_shapes(data.shape[1:], lower.shape[1:])
+        slopes = [self._of_rows(s) for s in torch.broadcast_tensors(lower, upper)]
+        groups = len(slopes[0])  # of rows with the same slopes
+        grouped = data.expand(-1, *shape).reshape(groups, self.count // groups, -1)
+        out = relax(grouped, *(s.expand(-1, *shape).reshape(groups, -1) for s in slopes)).reshape(-1, *shape)
+        if lower_bias is None and upper_bias is None:
+            return self._with(out), None
+        below = torch.relu(-data)  # with a gradient that is cheaper than that of a clamp
+        if lower_bias is None:
+            return self._with(out), -self._contract(below, upper_bias)
+        constant = self._contract(data, lower_bias)
+        change = lower_bias if upper_bias is None else lower_bias - upper_bias
+        return self._with(out), constant + self._contract(below, change)
 
-    def _spread_boxes(self, value: torch.Tensor) -> torch.Tensor:
-        if value.shape[0] == 1:
-            return value
-        return value.unsqueeze(1) if self.box is None else value.index_select(0, self.box)
+    def _of_rows(self, value: torch.Tensor) -> torch.Tensor:
+        """A value "B *n" for each ragged row; as it is where plain broadcasting applies."""
+        return value if value.shape[0] == 1 or self.box is None else value.index_select(0, self.box)
 
     def dot(self, value: torch.Tensor) -> torch.Tensor:
         """<nu, value> per row, "R"; value "B *n" or "1 *n"."""
@@ -133,6 +127,11 @@ class Rows:
         """<nu+, positive> + <nu-, negative> per row, nu = nu+ + nu-."""
         data = self.dense()
         return self._contract(data.clamp(min=0), positive) + self._contract(data.clamp(max=0), negative)
+
+    def lowest(self, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+        """The least <nu, z> per row over [lower, upper], "R": uncharged."""
+        centre, radius = halves(lower, upper)
+        return self.dot(centre) - self.abs_dot(radius)
 
     def abs_dot(self, value: torch.Tensor) -> torch.Tensor:
         """<|nu|, value> per row."""
@@ -147,7 +146,7 @@ class Rows:
             return data @ value[0]
         if self.box is not None:
             return (data * value.index_select(0, self.box)).sum(1)
-        return torch.bmm(data.reshape(self.boxes, -1, data.shape[1]), value.unsqueeze(2)).reshape(count)
+        return contract(data.reshape(self.boxes, -1, data.shape[1]), value).reshape(count)
 
     def __add__(self, other: Rows) -> Rows:
         return self._with(self.dense() + other.dense())

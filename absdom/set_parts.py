@@ -291,11 +291,10 @@ class HalfSpacesBatch(NamedTuple):
 
 def charged_box(nu: Rows, lower, upper, arithmetic: Arithmetic) -> torch.Tensor:
     """The least <nu, x> over each row's box, "R", rounding charged when the run is."""
-    found = nu.dot_signed(lower, upper)
-    if arithmetic.charged:
-        reach = torch.maximum(lower.abs(), upper.abs())
-        found = found - nu.abs_dot(reach) * arithmetic.gamma(2 * lower.shape[1] + 16) - arithmetic.tiny
-    return found
+    if not arithmetic.charged:
+        return nu.lowest(lower, upper)
+    found, reach = nu.dot_signed(lower, upper), torch.maximum(lower.abs(), upper.abs())
+    return found - nu.abs_dot(reach) * arithmetic.gamma(2 * lower.shape[1] + 16) - arithmetic.tiny
 
 
 def in_chunks(support, nu: Rows, matrix: int, *more) -> torch.Tensor:

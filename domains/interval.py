@@ -13,6 +13,7 @@ import torch
 
 from absdom.domain import Forward, NodeBounds
 from absdom.ir.op import Affine, Elementwise, Multivariate
+from absdom.kernels import ends, halves
 from absdom.ops.shape import Move
 from absdom.registry import register_recipe, register_rule
 
@@ -51,14 +52,16 @@ def with_parameters(states, at, errors) -> list[NodeBounds]:
 def affine(place, states):
     """Centre and radius: c' = W c + b, r' = |W| r."""
     op, at, arithmetic = place.op, place.at, place.arithmetic
+    if not arithmetic.charged:
+        parts = [(None, None) if s is None else halves(s.lower, s.upper) for s in states]
+        centre = op.eval(*(p if c is None else c for p, (c, _) in zip(at.params, parts, strict=True)))
+        return NodeBounds(*ends(centre, op.absolute(at, [r for _, r in parts])))
     varying = [(s is not None) for s in states]
     centre = op.linear(at, [(s.lower + s.upper) / 2 if v else None for s, v in zip(states, varying, strict=True)])
     radius = op.absolute(at, [(s.upper - s.lower) / 2 if v else None for s, v in zip(states, varying, strict=True)])
     offset = op.offset(at)
     if offset is not None:
         centre = centre + offset
-    if not arithmetic.charged:
-        return NodeBounds(centre - radius, centre + radius)
     noise = rounding(place, [s.magnitude() if v else None for s, v in zip(states, varying, strict=True)])
     # Centre and radius each err by at most the noise.
     return NodeBounds(centre - radius - 2 * noise, centre + radius + 2 * noise, noise)

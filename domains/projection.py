@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
@@ -179,20 +179,20 @@ class Projected(Forward):
     projections: draws per estimate. estimator: `median` or `geometric`. failure: with `geometric`, the probability that
     any of all the estimates for one box is too small: the i-th call for estimates may spend failure / (i (i + 1)) of
     it, in equal parts per norm. largest_of: that many independent estimates are made of each norm, and the largest
-    counts (one estimate from as many draws in all is tighter at the same probability). seed: repeats a run.
+    counts (one estimate from as many draws in all is tighter at the same probability). seed: repeats a run; None: each
+    run takes a seed from torch's default generator, as training does.
     """
 
     projections: int = 50
     estimator: str = "median"
     failure: float = 1e-6
-    seed: int = 0
+    seed: int | None = 0
     largest_of: int = 1
     name: ClassVar[str] = "projected"
 
     def __post_init__(self):
-        for label, value, least in (
-            ("projections", self.projections, 1), ("largest_of", self.largest_of, 1), ("seed", self.seed, 0),
-        ):  # fmt: skip
+        counts = [("projections", self.projections, 1), ("largest_of", self.largest_of, 1)]
+        for label, value, least in counts if self.seed is None else [*counts, ("seed", self.seed, 0)]:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UsageError(f"{label} {value!r} is no whole number of at least {least}")
         if self.estimator not in ("median", "geometric"):
@@ -209,7 +209,8 @@ class Projected(Forward):
         return self.projections * self.largest_of
 
     def lift(self, sets, types, arithmetic):
-        run = Run(self, arithmetic, sets)
+        seeded = replace(self, seed=int(torch.randint(2**62, ()))) if self.seed is None else self
+        run = Run(seeded, arithmetic, sets)
         run.shared = run.generator(0) if self.estimator == "median" else None
         sizes, states, first = [t.numel for t in types], [], 0
         for t in types:

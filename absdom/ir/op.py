@@ -99,6 +99,7 @@ class Affine(Op):
 
     kind: ClassVar[str] = "affine"
     additive: ClassVar[tuple[int, ...]] = ()
+    optional: ClassVar[tuple[int, ...]] = ()  # those of them that `eval` takes as None, for zero
 
     def transpose(self, nu, at: At, index: int):
         """Adjoint of the linear part for varying input `index`: nu "R *out" -> "R *in"."""
@@ -155,6 +156,8 @@ class Affine(Op):
         for i, varying in enumerate(at.varying):
             if varying:
                 out.append(values[i])
+            elif i in self.optional:
+                out.append(None)
             elif self.is_additive(i, at):
                 out.append(at.params[i].new_zeros(()).expand(at.params[i].shape))
             else:

@@ -240,7 +240,7 @@ class MatMul(Op):
 class Linear(Affine):
     """x @ W + b with parameters W "... k m" and, optionally, b (which broadcasts to the result)."""
 
-    additive = (2,)
+    additive = optional = (2,)
 
     def infer(self, x, w, b=None):
         out = matmul_type(x, w)
@@ -251,7 +251,7 @@ class Linear(Affine):
     def eval(self, x, w, b=None):
         rank = max(x.dim(), w.dim()) - 1
         if w.dim() == 3 and x.dim() == 3 and x.shape[1] == 1:  # one row per box: a plain matrix product
-            out = (x[:, 0] @ w[0])[:, None]
+            out = (x.squeeze(1) @ w.squeeze(0)).unsqueeze(1)
         else:
             out = lead(x, rank) @ lead(w, rank)
         return out if b is None else out + lead(b, rank)
@@ -259,13 +259,13 @@ class Linear(Affine):
     def transpose(self, nu, at, index):
         w = at.params[1]
         if w.dim() == 3:
-            return nu @ w[0].mT
+            return nu @ w.squeeze(0).mT
         return unbroadcast(nu @ lead(w, at.output.rank).mT, at.inputs[0].shape)
 
     def transpose_onehot(self, position, sign, at, index):
         if len(at.inputs[1].shape) != 2 or prod(at.output.shape[:-1]) != 1:
             return None
-        rows = at.params[1][0].mT.index_select(0, position) * sign[:, None]
+        rows = at.params[1].squeeze(0).mT.index_select(0, position) * sign[:, None]
         return rows.reshape(len(position), *at.inputs[0].shape)
 
     def offset(self, at):
@@ -309,7 +309,7 @@ class Conv(Affine):
     before: tuple[int, ...]
     after: tuple[int, ...]
 
-    additive = (2,)
+    additive = optional = (2,)
 
     def infer(self, x, w, b=None):
         spatial = len(self.strides)
@@ -336,7 +336,8 @@ class Conv(Affine):
     def eval(self, x, w, b=None):
         conv = (F.conv1d, F.conv2d, F.conv3d)[len(self.strides) - 1]
         flat, padding = self._padding(x.flatten(0, 1))
-        out = conv(flat, w[0], None if b is None else b[0], self.strides, padding, self.dilations, self.groups)
+        bias = None if b is None else b.squeeze(0)
+        out = conv(flat, w.squeeze(0), bias, self.strides, padding, self.dilations, self.groups)
         return out.reshape(*x.shape[:2], *out.shape[1:])
 
     def transpose(self, nu, at, index):
@@ -352,7 +353,7 @@ class Conv(Affine):
             for n, o, s, d, k in zip(padded, at.output.shape[2:], self.strides, self.dilations, kernel, strict=True)
         ]
         out = back(
-            nu.flatten(0, 1), at.params[1][0], None, self.strides,
+            nu.flatten(0, 1), at.params[1].squeeze(0), None, self.strides,
             self.before if symmetric else 0, tuple(rest), self.groups, self.dilations,
         )  # fmt: skip
         if not symmetric:
@@ -371,7 +372,7 @@ class Conv(Affine):
         """A matrix product, and the tiles put in their places: many times faster than a transposed convolution."""
         channels, *kernel = at.inputs[1].shape[1:]
         rank, (filters, *sites) = len(kernel), at.output.shape[1:]
-        flat = nu.reshape(-1, filters, prod(sites)).mT @ at.params[1][0].flatten(1)
+        flat = nu.reshape(-1, filters, prod(sites)).mT @ at.params[1].squeeze(0).flatten(1)
         tiles = flat.reshape(-1, *sites, channels, *kernel)
         order = [0, rank + 1, *(a for i in range(rank) for a in (1 + i, rank + 2 + i))]
         return tiles.permute(order).reshape(nu.shape[0], *at.inputs[0].shape)
@@ -389,7 +390,8 @@ class Conv(Affine):
         place.reverse()
         kernel = at.inputs[1].shape[2:]
         padded = [n + p + q for n, p, q in zip(size, self.before, self.after, strict=True)]
-        rows = at.params[1][0].index_select(0, position // prod(sites)) * sign.reshape(-1, *[1] * (1 + len(size)))
+        rows = at.params[1].squeeze(0).index_select(0, position // prod(sites))
+        rows = rows * sign.reshape(-1, *[1] * (1 + len(size)))
         # Flat index of each kernel tap inside the padded image, per row.
         flat = position.new_zeros((len(position), *[1] * len(size)))
         for axis, (k, d, s) in enumerate(zip(kernel, self.dilations, self.strides, strict=True)):
@@ -408,7 +410,7 @@ class Conv(Affine):
     def offset(self, at):
         if len(at.params) < 3:
             return None
-        bias = at.params[2][0].reshape(1, 1, -1, *[1] * len(self.strides))
+        bias = at.params[2].reshape(1, 1, -1, *[1] * len(self.strides))
         return bias.expand(1, *at.output.shape)
 
     def terms(self, at):

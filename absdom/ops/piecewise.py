@@ -8,6 +8,7 @@ from math import inf
 import torch
 
 from absdom.ir.op import Elementwise, Lines, _ulp
+from absdom.kernels import relu_chord
 from absdom.registry import register_op
 
 
@@ -122,10 +123,16 @@ class Relu(TwoPieces):
         return 0.0, 1.0
 
     def eval(self, x):
-        return x.clamp(min=0)
+        return torch.relu(x)
 
     def image(self, lower, upper):
-        return lower.clamp(min=0), upper.clamp(min=0)
+        return torch.relu(lower), torch.relu(upper)
+
+    def lines(self, lower, upper, knobs):
+        slope, bias = relu_chord(lower, upper)
+        fixed = slope.detach()  # 0 or 1 where ReLU is linear
+        through_zero = torch.clamp(knobs["slope"], fixed.floor(), fixed.ceil())
+        return Lines(through_zero, through_zero.new_zeros(()).expand(through_zero.shape), slope, bias)
 
 
 @register_op

@@ -26,7 +26,7 @@ class ConvTranspose(Affine):
     before: tuple[int, ...]
     size: tuple[int, ...]
 
-    additive = (2,)
+    additive = optional = (2,)
 
     def infer(self, x, w, b=None):
         spatial = len(self.strides)

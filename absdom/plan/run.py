@@ -107,7 +107,11 @@ def propagate(
                     inputs = [states.get((domain, j)) for j in graph.nodes[i].inputs]
                     states[domain, i] = transform(domain, context.place(i, bounds), inputs)
                 found = domain.concretize(states[domain, i], context.arithmetic)
-                bounds[i] = bounds[i].meet(found, domain.name) if domain != schedule.base else found.without_nan()
+                if domain != schedule.base:
+                    if found is not bounds[i]:  # a domain that knows no more gives back what it was asked about
+                        bounds[i] = bounds[i].meet(found, domain.name)
+                else:
+                    bounds[i] = found.without_nan() if context.arithmetic.guarded else found
             if known is not None:
                 bounds[i] = bounds[i].meet(known, known.provenance)
             states[schedule.base, i] = bounds[i]
@@ -140,7 +144,7 @@ def tighten(context, stage: Tighten, batch, bounds, relaxations, clock) -> NodeB
     if len(position) == 0:
         return own
     boxes, numel = batch.lower.shape[0], own.lower[0].numel()
-    rows_box, rows_position = _grouped(box, position, boxes)
+    rows_box, rows_position, spare = _grouped(box, position, boxes)
     sign = torch.ones(len(rows_position), dtype=own.lower.dtype, device=own.lower.device)
     place = None if rows_box is None else torch.cat([rows_box, rows_box])
     if rows_box is None:  # box-major: lower and upper rows of one box side by side
@@ -160,25 +164,33 @@ def tighten(context, stage: Tighten, batch, bounds, relaxations, clock) -> NodeB
             value = sweep(context, stage.sweep, recipe, batch, bounds, rows, relaxations, clock=clock)
         value = value.reshape(boxes, 2, -1).transpose(0, 1).flatten() if rows_box is None else value
         ends = value.reshape(2, -1)
+        if spare is not None:  # a neuron's gradient comes through one of its rows
+            ends = torch.where(spare, ends.detach(), ends)
         lower = own.lower.flatten().scatter(0, flat, ends[0]).reshape(own.lower.shape)
         upper = own.upper.flatten().scatter(0, flat, -ends[1]).reshape(own.upper.shape)
         own = own.meet(NodeBounds(lower, upper), recipe.name)
     return own
 
 
-def _grouped(box: torch.Tensor, position: torch.Tensor, boxes: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+def _grouped(
+    box: torch.Tensor, position: torch.Tensor, boxes: int
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
     """Selected neurons in groups of equal size per box (box None), where filling up costs little; else as they are.
 
     A group is filled up with repeats of its own first neuron: broadcasting over boxes is far cheaper than gathering.
+    The last part says which ones are repeats; None: there are none.
     """
     count = torch.bincount(box, minlength=boxes)
     size = int(count.max())
     if boxes == 1 or size * boxes > 2 * len(position) + 64:
-        return box, position
+        return box, position, None
     slot = torch.arange(len(position), device=box.device) - (count.cumsum(0) - count)[box]
     table = position.new_full((boxes, size), -1)
     table[box, slot] = position
-    return None, torch.where(table < 0, table[:, :1].clamp(min=0), table).flatten()
+    spare = table < 0
+    filled = torch.where(spare, table[:, :1].clamp(min=0), table)
+    spare[:, 0] = False  # of a box without any, the first one stands for itself
+    return None, filled.flatten(), spare.flatten()
 
 
 def select(context: Context, stage: Tighten, bounds) -> tuple[torch.Tensor, torch.Tensor]:
@@ -241,7 +253,9 @@ def row_bounds(
     """
     schedule, arithmetic = context.schedule, context.arithmetic
     target = bounds[schedule.target]
-    best = no_nan(sweep(context, schedule.final, None, batch, bounds, rows, relaxations, clock=clock), -torch.inf)
+    best = sweep(context, schedule.final, None, batch, bounds, rows, relaxations, clock=clock)
+    if arithmetic.guarded:
+        best = no_nan(best, -torch.inf)
     for domain, state in (states or {}).items():
         value = domain.bound_rows(state, rows, arithmetic)
         value = concretize(rows, target, arithmetic) if value is None else value

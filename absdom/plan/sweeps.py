@@ -9,7 +9,17 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import Arithmetic
-from absdom.domain import AffineDual, Constraints, Dual, LayerDual, NodeBounds, SplitConstraint, Tuned, rules_of
+from absdom.domain import (
+    AffineDual,
+    Constraints,
+    Dual,
+    KnobStart,
+    LayerDual,
+    NodeBounds,
+    SplitConstraint,
+    Tuned,
+    rules_of,
+)
 from absdom.errors import Deadline, GraphError
 from absdom.ir.graph import Graph
 from absdom.ir.op import Affine, Input
@@ -91,12 +101,7 @@ def _tuned_chunk(context, plan, recipe: Tuned, batch, bounds, rows: Rows, goal, 
     group = None if alone else rows.per_row(torch.arange(rows.boxes, device=batch.lower.device))
     search = context.uncharged()
     plain, still = {i: bounds[i].detach() for i in plan.nodes}, rows.detach()
-    starts = {
-        (i, name): start
-        for i in plan.nodes
-        if not isinstance(context.graph.nodes[i].op, Input)
-        for name, start in _dual(recipe.of, context.graph.nodes[i].op).knobs(search.place(i, plain), recipe.of).items()
-    }
+    starts = knob_starts(search, plan, recipe.of, plain)
 
     def bound(knobs: Mapping[tuple[int, str], torch.Tensor], context=search, bounds=plain, rows=still) -> torch.Tensor:
         found: dict[int, dict[str, torch.Tensor]] = {}
@@ -110,6 +115,16 @@ def _tuned_chunk(context, plan, recipe: Tuned, batch, bounds, rows: Rows, goal, 
 
     aim = goal if group is None else None
     return bound(recipe.tune(of_groups, starts, aim, clock), context, bounds, rows)
+
+
+def knob_starts(context: Context, plan: Sweep, recipe: Dual, bounds) -> dict[tuple[int, str], KnobStart]:
+    """The free parameters of all relaxations that a sweep of `recipe` passes, by node and name."""
+    return {
+        (i, name): start
+        for i in plan.nodes
+        if not isinstance(context.graph.nodes[i].op, Input)
+        for name, start in _dual(recipe, context.graph.nodes[i].op).knobs(context.place(i, bounds), recipe).items()
+    }
 
 
 def _dual(recipe: Dual | None, op) -> LayerDual:
@@ -158,7 +173,8 @@ def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constr
             terms.append(constant)
             if arithmetic.charged:
                 terms.append(-constraint.constant_size(rows, multiplier) * arithmetic.gamma(constraint.count + 4))
-    terms.append(_support(graph, batch, at_inputs, rows, arithmetic))
+    if at_inputs or batch.parts or not terms:  # rows that all ended at intervals in a box need no support function
+        terms.append(_support(graph, batch, at_inputs, rows, arithmetic))
     total = sum(terms[1:], terms[0])
     if arithmetic.charged:
         total = total - sum(t.abs() for t in terms) * arithmetic.gamma(len(terms)) - arithmetic.tiny
@@ -167,10 +183,10 @@ def _sweep_chunk(context, plan, recipe, batch, bounds, rows, relaxations, constr
 
 def concretize(nu: Rows, bounds: NodeBounds, arithmetic: Arithmetic) -> torch.Tensor:
     """A lower bound of <nu, z> over the node's own interval."""
+    if not arithmetic.charged:
+        return nu.lowest(bounds.lower, bounds.upper)
     value = nu.dot_signed(bounds.lower, bounds.upper)
-    if arithmetic.charged:
-        value = value - nu.abs_dot(bounds.magnitude()) * arithmetic.gamma(bounds.lower[0].numel())
-    return value
+    return value - nu.abs_dot(bounds.magnitude()) * arithmetic.gamma(bounds.lower[0].numel())
 
 
 def _inject(context, i, nu, rows, constraints, bounds, terms):

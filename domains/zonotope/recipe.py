@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from absdom.domain import Forward, NodeBounds, chosen
 from absdom.domains.zonotope import memory
+from absdom.domains.zonotope.relaxation import relaxation
 from absdom.domains.zonotope.state import Generators, InputSymbols, State, enclosing
 from absdom.errors import UsageError
-from absdom.registry import register_recipe
+from absdom.ir.op import Elementwise
+from absdom.registry import find_rule, register_recipe
 
 
 @register_recipe("zonotope")
@@ -22,17 +24,21 @@ class Zonotope(Forward):
     errors: new errors become `generators`, or go to the `box` part (hybrid zonotopes: Mirman et al. 2018, DiffAI).
     budget_mb: megabytes that the generators of one box may take in front of an op or behind it, as float64; above it
     the least of them go to the box part, chosen as `reduce` says: by length (`box`), or as Girard 2005 does (`girard`).
+    slope: of elements that no line fits exactly: `parallel` (DeepZ: least error), `adaptive` (of piecewise linear
+    functions the slope of the longer piece, DiffAI's Switch; else as parallel) or `flat` (0, DiffAI's Box).
     """
 
     errors: str = "generators"
     budget_mb: float = 128
     reduce: str = "box"
+    slope: str = "parallel"
     name: ClassVar[str] = "zonotope"
 
     def __post_init__(self):
         for label, value, known in (
             ("errors", self.errors, ("generators", "box")),
             ("reduce", self.reduce, ("box", "girard")),
+            ("slope", self.slope, ("parallel", "adaptive", "flat")),
         ):
             if value not in known:
                 raise UsageError(f"{label} {value!r} is not one of {', '.join(known)}")
@@ -74,10 +80,29 @@ class Zonotope(Forward):
         zero = torch.zeros_like(middle)
         return State(zero, zero, {}, self).with_error(middle, half, None)
 
+    def follow(self, place):
+        if isinstance(place.op, Elementwise):
+            slope, low, high = relaxation(place, self.slope)
+            middle, half = enclosing(low, high, place.arithmetic)
+            return lambda values, errors: slope * values[0] + middle + half * errors
+        rule, _ = find_rule(Zonotope, type(place.op))
+        if rule is None:  # an input, or a value of which nothing but its bounds is known
+            middle, half = enclosing(place.output.lower, place.output.upper, place.arithmetic)
+            return lambda values, errors: middle + half * errors
+        boxed = replace(self, errors="box")
+
+        def behind(values, errors):
+            states = [State(v, torch.zeros_like(v), {}, boxed) if varying else None
+                      for v, varying in zip(values, place.at.varying, strict=True)]  # fmt: skip
+            state = rule(place, states)
+            return state.centre + state.radius * errors
+
+        return behind
+
     def box_bytes(self, graph, itemsize):
         return memory.peak_bytes(graph, itemsize, self.errors == "generators")
 
 
 @register_recipe("hybrid-zonotope")
-def hybrid_zonotope() -> Zonotope:
-    return Zonotope(errors="box")
+def hybrid_zonotope(slope: str = "parallel") -> Zonotope:
+    return Zonotope(errors="box", slope=slope)

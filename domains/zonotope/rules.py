@@ -13,6 +13,7 @@ from absdom.domains import stacked
 from absdom.domains.interval import rounding, with_parameters
 from absdom.domains.zonotope.recipe import Zonotope
 from absdom.domains.zonotope.reduction import fit
+from absdom.domains.zonotope.relaxation import relaxation
 from absdom.domains.zonotope.state import State, enclosing, through
 from absdom.ir.op import Affine, Block, Elementwise, Multivariate, PlaneMap
 from absdom.ops.shape import Move
@@ -45,13 +46,8 @@ def _recipe(states):
 @register_rule(Zonotope, Elementwise)
 def elementwise(place, states):
     """s z + (f(z) - s z), the second part known by the op's band; a constant where no band is finite."""
-    (state,), op, (bounds,) = fit(states, place), place.op, place.inputs
-    slope = op.parallel_slope(bounds.lower, bounds.upper)
-    band = op.band(bounds.lower, bounds.upper, slope)
-    known = slope.isfinite() & band[0].isfinite() & band[1].isfinite()
-    slope = torch.where(known, slope, torch.zeros_like(slope))
-    image = op.image(bounds.lower, bounds.upper)
-    low, high = (torch.where(known, a, b) for a, b in zip(band, image, strict=True))
+    (state,) = fit(states, place)
+    slope, low, high = relaxation(place, state.recipe.slope)
     scaled = State(
         _product(slope, state.centre),
         _product(slope.abs(), state.radius),

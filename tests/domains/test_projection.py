@@ -76,6 +76,25 @@ def test_geometric_means_fail_as_seldom_as_they_say(doubt):
     assert 0 < share <= doubt  # Chernoff's bound is not far off
 
 
+def test_draws_from_torchs_generator():
+    """Without a seed each run draws anew, and a state of the default generator repeats it."""
+    case = CASES["Relu"]
+    sets = InputBatch(*(torch.as_tensor(end) for end in (case.lower, case.upper)))
+    context = run.prepare(make_schedule(case.graph, Projected(projections=3, seed=None)), SEARCH)
+
+    def width():
+        bounds = run.propagate(context, InputBatch(*(end.to(SEARCH.dtype) for end in sets[:2])), final=(final := {}))
+        assert bounds
+        (state,) = final.values()
+        return state.drawn()[0].vectors
+
+    torch.manual_seed(1)
+    first, second = width(), width()
+    torch.manual_seed(1)
+    assert torch.equal(width(), first) and not torch.equal(first, second)
+    assert parse_recipe("projected(seed=None)") == Projected(seed=None)
+
+
 def test_many_projections_give_the_exact_bounds():
     """20,001 of them: CAP's bounds (the zonotope's, generator by generator) to 6 percent; on l2 balls too."""
     graph, _ = dense((6, 12, 12, 3), 2)

@@ -36,6 +36,8 @@ VARIANTS = (
     "hybrid-zonotope",
     f"zonotope(budget_mb={SMALL})",
     f"zonotope(budget_mb={SMALL}, reduce=girard)",
+    "hybrid-zonotope(slope=adaptive)",
+    "zonotope(slope=flat)",
 )
 
 
@@ -92,7 +94,7 @@ def test_every_op_keeps_the_laws(name):
 
 
 @pytest.mark.parametrize("name", ["Relu", "Conv", "MatrixProduct", "MaxPool"])
-@pytest.mark.parametrize("recipe", ["hybrid-zonotope", VARIANTS[2]])
+@pytest.mark.parametrize("recipe", ["hybrid-zonotope", VARIANTS[2], *VARIANTS[4:]])
 def test_more_laws(name, recipe):
     testing.check_case(CASES[name], recipe)
 
@@ -103,6 +105,26 @@ def test_more_laws(name, recipe):
 @pytest.mark.parametrize("recipe", VARIANTS)
 def test_bounds_are_differentiable(name, recipe):
     testing.check_gradients(CASES[name], recipe)
+
+
+def test_slopes_by_hand():
+    """One input in [-1, 3] and one in [-3, 1]: DeepZ's chords, DiffAI's Switch (slopes 1 and 0) and Box (0 and 0)."""
+    net = Net(0, 1, 2)
+    net.relu()
+    graph = net.finish()
+    batch = InputBatch(torch.tensor([[-1.0, -3.0]]).double(), torch.tensor([[3.0, 1.0]]).double())
+    expected = {
+        "parallel": ([0.75 * 2, 0.25 * 2], [0.75 / 2, 0.75 / 2]),  # generators: slope x radius; half of -slope x lower
+        "adaptive": ([2.0, 0.0], [0.5, 0.5]),
+        "flat": ([0.0, 0.0], [1.5, 0.5]),
+    }
+    for slope, (generators, box) in expected.items():
+        state, _, _ = states_of(graph, batch, f"hybrid-zonotope(slope={slope})")
+        (block,) = state.blocks.values()
+        assert torch.allclose(block.values.abs().sum(1), torch.tensor([generators]).double())
+        assert torch.allclose(state.radius, torch.tensor([box]).double())
+    with pytest.raises(UsageError, match="slope"):
+        parse_recipe("zonotope(slope=steep)")
 
 
 def random_case(seed: int) -> testing.Case:
