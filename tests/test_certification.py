@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import absdom
-from absdom import certification
+from absdom import ladder
 from absdom.certification import certify
 from absdom.domain import Strategy
 from absdom.errors import AbsdomError, UsageError
@@ -82,8 +82,8 @@ def task(tmp_path_factory) -> Task:
 
 
 def strip(items) -> list[Item]:
-    """The items without seconds, and without the last digits of bounds: other batches round otherwise."""
-    return [replace(item, seconds=0.0, bound=None if item.bound is None else round(item.bound, 9)) for item in items]
+    """The items without traces, which hold seconds, and without the last digits of bounds: other batches round otherwise."""
+    return [replace(item, trace=(), bound=None if item.bound is None else round(item.bound, 9)) for item in items]
 
 
 def samples(task: Task, item: int, eps: float, norm: float, clip) -> np.ndarray:
@@ -190,7 +190,7 @@ def test_cascades(task, tmp_path):
         answered |= going & ~other.flagged
     assert (found.flagged == ~answered).all() and (answered & alone[0].flagged).any()
     assert (found.certified == (answered & alone[0].clean)).all()
-    counts = found.stages()
+    counts = found.cascade()
     assert [c["asked"] for c in counts][:2] == [COUNT, int(alone[0].flagged.sum())]
     assert sum(c["certified"] for c in counts) == answered.sum()
     assert counts[1]["differs"] == int((alone[0].flagged & ~agreeing).sum())
@@ -205,7 +205,7 @@ def test_a_model_that_differs_ends_the_cascade(task, tmp_path):
     first = single(task.model, task.data)
     found = single([task.model, other, task.model], task.data)
     assert (found.flagged == first.flagged).all()
-    assert found.stages()[1]["differs"] == first.flagged.sum() and found.stages()[2]["asked"] == 0
+    assert found.cascade()[1]["differs"] == first.flagged.sum() and found.cascade()[2]["asked"] == 0
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,8 @@ def test_strategies_and_random_recipes(task):
 
 
 def test_a_wrong_proof_is_loud(task, monkeypatch):
-    honest = certification.bound_rows
-    monkeypatch.setattr(certification, "bound_rows", lambda *a, **k: honest(*a, **k) + 1)
+    honest = ladder.bound_rows
+    monkeypatch.setattr(ladder, "bound_rows", lambda *a, **k: honest(*a, **k) + 1)
     with pytest.raises(AbsdomError, match="has a replayed counterexample, and a bound of .* this is a bug of absdom"):
         certify(task.model, task.data, method="crown", eps=0.5, jobs=1)
 

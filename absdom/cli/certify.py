@@ -13,10 +13,12 @@ from pathlib import Path
 
 from absdom import __version__
 from absdom.cli.ball import NORMS, finite, radius
-from absdom.cli.output import check_writable, progress_bar, to_json, write_atomic
+from absdom.cli.output import check_writable, to_json
 from absdom.errors import UsageError
+from absdom.files import write_atomic
+from absdom.progress import progress_bar
 
-FORMAT = "absdom certify 1"
+FORMAT = "absdom certify 2"
 DEFAULT_CLIP = (0.0, 1.0)
 
 
@@ -61,14 +63,15 @@ def add_options(
     parser.add_argument("--norm", choices=tuple(NORMS), help="norm of the balls (default: inf)")
     parser.add_argument(
         "--method", required=True, metavar="RECIPE",
-        help="ibp, crown-ibp, crown, cap or a recipe; auto: the most precise that --budget allows",
+        help="ibp, crown-ibp, crown, cap or a recipe; auto: the most precise that --budget allows; bab: ibp, then "
+        "crown, then alpha-crown, then a complete search, each for what is still open",
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=seconds, default=10.0, metavar="S", help="predicted seconds per item, for auto (default: 10)"
     )
     parser.add_argument(
-        "--timeout-per-image", type=seconds, default=math.inf, metavar="S",
-        help="an item that needs more seconds stays open (default: none)",
+        "--timeout-per-image", type=seconds, metavar="S",
+        help="an item that needs more seconds stays open (default: 60 for bab, else none)",
     )  # fmt: skip
     item_options(parser, count, devices)
     parser.add_argument(
@@ -119,8 +122,8 @@ def run(args: argparse.Namespace) -> int:
     asked = {"method": method, "attack": args.attack, "seed": args.seed}
     if args.eps is not None:
         asked |= {"eps": args.eps, "norm": norm, "clip": "none" if clip is None else list(clip)}
-    if math.isfinite(args.timeout_per_image):
-        asked["timeout_per_image"] = args.timeout_per_image
+    if math.isfinite(work.timeout):
+        asked["timeout_per_image"] = work.timeout
     files = {
         "models_sha256": [sha256(m) for m in args.models], "data_sha256": sha256(args.data),
         "plugins_sha256": [sha256(p) for p in args.plugin],

@@ -43,7 +43,7 @@ def test_the_report(task, capfd, tmp_path):
     assert report["n"] == COUNT and report["eps"] == 0.05 and report["norm"] == "inf" and report["clip"] == [0, 1]
     assert report["clean_error"] == pytest.approx(1 / COUNT) and report["guarantee"] == "REAL"
     assert report["clean_error"] <= report["attacked_error"] <= report["certified_error"] < 1
-    assert sum(report["stages"][0][k] for k in ("certified", "attacked", "open", "differs")) == COUNT
+    assert sum(report["cascade"][0][k] for k in ("certified", "attacked", "open", "differs")) == COUNT
     assert len(report["data_sha256"]) == 64 and report["seconds_per_image"] > 0
 
 
@@ -91,7 +91,7 @@ def test_cascade_and_boxes(task, capfd, tmp_path):
     options = ("--method", "crown", "--json", "-")
     assert certify(task, *options, data=str(boxes), models=(task.model, task.model)) == 0
     report = json.loads(capfd.readouterr().out)
-    first, second = report["stages"]
+    first, second = report["cascade"]
     assert "eps" not in report and first["asked"] == COUNT and second["asked"] == COUNT - first["certified"]
     assert second["certified"] == 0
 
@@ -229,4 +229,4 @@ def test_plugins_and_workers(task, capfd, tmp_path):
     more = ("--method", "crown-of-a-plug-in", "--plugin", str(plugin), "--jobs", "2")
     assert certify(task, *options, *more) == 0
     report = json.loads(capfd.readouterr().out)
-    assert report["stages"] == expected["stages"] and len(report["plugins_sha256"]) == 1
+    assert report["cascade"] == expected["cascade"] and len(report["plugins_sha256"]) == 1
