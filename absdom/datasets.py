@@ -187,7 +187,7 @@ class _Reader:
         array = self.arrays[name][part]
         if array.dtype != np.uint8 and array.dtype.kind != "f":
             self.fail(f"{name!r} is of type {array.dtype}: it has to be uint8 (pixels, divided by 255) or float")
-        flat = _flat(array, [t.shape for t in self.inputs])
+        flat = flat_items(array, [t.shape for t in self.inputs])
         if flat is None:
             wants = " and ".join(str(list(t.shape)) for t in self.inputs)
             self.fail(
@@ -258,7 +258,7 @@ def _values(array: np.ndarray) -> np.ndarray:
     return (array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else array).astype(np.float64)
 
 
-def _flat(array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray | None:
+def flat_items(array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray | None:
     """Items "N ..." as "N n" in the order of a network with inputs of these shapes; None if they do not fit.
 
     Axes of size 1 count for nothing. Images are transposed where only so they fit, [H, W, C] against [C, H, W] or the

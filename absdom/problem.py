@@ -61,15 +61,20 @@ def _side_by_side(builder: Builder, parts: list[int]) -> int:
     return parts[0] if len(parts) == 1 else builder.add(Concat(0), *parts)
 
 
-def _products(builder: Builder, values: int, products: Sequence[tuple[int, ...]]) -> int:
-    """The products of elements of the flat node `values`, "P". Those with equal exponents, such as all a a b, share
-    their ops; a repeated factor becomes a Power, whose bounds know that both factors are one."""
+def product_groups(products: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]]:
+    """Products (each the places of its factors) by their exponents, such as (2, 1) of a a b: number and factors."""
     groups: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     for k, product in enumerate(products):
         factors, exponents = zip(*Counter(product).most_common(), strict=True)
         groups.setdefault(exponents, []).append((k, factors))
+    return groups
+
+
+def _products(builder: Builder, values: int, products: Sequence[tuple[int, ...]]) -> int:
+    """The products of elements of the flat node `values`, "P". Those with equal exponents, such as all a a b, share
+    their ops; a repeated factor becomes a Power, whose bounds know that both factors are one."""
     parts, order = [], []
-    for exponents, members in groups.items():
+    for exponents, members in product_groups(products).items():
         chain = None
         for f, exponent in enumerate(exponents):
             part = builder.add(Take(0, tuple(factors[f] for _, factors in members)), values)

@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto
 
 from absdom.errors import GraphError, ModelError, UnsupportedOp
-from absdom.frontends import (  # noqa: F401  (they register their handlers)
+from absdom.frontends import (  # noqa: F401  (they register their handlers, and the writer)
     onnx_conv,
     onnx_einsum,
     onnx_fourier,
@@ -30,6 +30,7 @@ from absdom.frontends import (  # noqa: F401  (they register their handlers)
     onnx_shapes,
     onnx_smooth,
     onnx_structure,
+    onnx_write,
 )
 from absdom.frontends.onnx_control import CONTROL, expand
 from absdom.frontends.onnx_file import (

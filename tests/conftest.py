@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,3 +61,16 @@ def small(root, tmp_path_factory) -> SimpleNamespace:
     model, properties = maker.make_files(tmp_path_factory.mktemp("small"))
     paths = {name: str(path) for name, path in properties.items()}
     return SimpleNamespace(model=str(model), maker=maker, **paths)
+
+
+@pytest.fixture(scope="session")
+def digits(root, tmp_path_factory) -> SimpleNamespace:
+    """A small network trained by the example on scikit-learn's digits, at eps 0.1: `model` and `data`, paths as text,
+    and what the example printed."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    folder = tmp_path_factory.mktemp("digits")
+    command = [sys.executable, str(root / "examples" / "08_train_and_certify.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    paths = {"model": str(folder / "model.onnx"), "data": str(folder / "digits.npz")}
+    return SimpleNamespace(**paths, printed=done.stdout)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 
@@ -170,3 +172,24 @@ def test_07_own_program(root, tmp_path):
     holds, fails, bound, certified = plugin_at_work(plugin, laws, "cases(count=6)", tmp_path)
     assert holds.startswith("unsat") and fails.startswith("sat") and "certified error" in certified
     assert "binaries" in bound
+
+
+def test_09_train_controller(root, tmp_path):
+    """The network that only imitates violates the property, the trained one is proved, both as files."""
+    done = run(root, "09_train_controller.py", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "plain.onnx, safety.vnnlib: sat" in done.stdout and "certified.onnx, safety.vnnlib: unsat" in done.stdout
+    assert float(done.stdout.split("plain training: distance from the expert ")[1].split()[0]) < 0.05
+    assert float(done.stdout.split("certified training: distance from the expert ")[1].split()[0]) < 0.2
+
+
+def test_08_train_and_certify(root, digits):
+    """Its network is the one that other tests take."""
+    tree = ast.parse((root / "examples" / "08_train_and_certify.py").read_text())
+    code = [node for node in tree.body[1:] if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert sum(node.end_lineno - node.lineno + 1 for node in code) <= 20
+    stages = ["clean", "pgd", "ibp", "crown", "alpha-crown", "complete"]
+    rows = [line.split() for line in digits.printed.splitlines() if line.split()[0] in stages and "%" not in line]
+    assert [row[0] for row in rows] == stages and rows[-1][-2] == "0", digits.printed
+    asked, certified, refuted = (np.array([int(row[k]) for row in rows]) for k in (1, 2, 3))
+    assert asked[0] == 397 == certified.sum() + refuted.sum() and certified.sum() > 300, digits.printed

@@ -38,7 +38,7 @@ def commands(root: Path) -> list[str]:
 
 def test_the_commands_parse(root):
     found = commands(root)
-    assert len(found) == 22
+    assert len(found) == 24
     for command in found:
         arguments = shlex.split(command)[1:]
         if "--help" not in arguments:
@@ -59,13 +59,29 @@ def test_the_example_of_programs_prints_what_it_says(root, small, tmp_path, monk
         assert [float(v) for v in said.split()] == pytest.approx([float(v) for v in row.split()], rel=1e-5)
 
 
+def test_the_train_commands_run(root, digits, tmp_path, monkeypatch, capsys):
+    """The example's own run is the fixture's."""
+    shutil.copy(digits.data, tmp_path / "digits.npz")
+    monkeypatch.chdir(tmp_path)
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## Train\n.*?```\n(.*?)```", text, re.S)
+    example, *commands = block.splitlines()
+    assert example == "python examples/08_train_and_certify.py ." and len(commands) == 3
+    for command in commands:
+        assert main(shlex.split(command.split(" > ")[0])[1:]) == 0
+    out = capsys.readouterr().out
+    assert f"  {commands[1]}\n" in out, "the command that `train` prints is the one that README shows"
+    errors = [float(e) for e in re.findall(r"certified error +([\d.]+) %", out)]
+    assert len(errors) == 2 and errors[1] <= errors[0] < 30
+
+
 def test_the_python_blocks_run(root, small, tmp_path, monkeypatch, capsys):
     shutil.copy(small.model, tmp_path / "net.onnx")
     shutil.copy(small.fails, tmp_path / "prop.vnnlib")
     monkeypatch.chdir(tmp_path)
     text = (root / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     out = capsys.readouterr().out

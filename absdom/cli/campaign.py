@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from absdom.cli.output import progress_bar
 from absdom.cli.records import COLUMNS, DECIDED, Instance, Outcome, Row, read_instances, read_results
 from absdom.cli.runner import Runner, run_all
 from absdom.errors import UsageError
+from absdom.progress import progress_bar
 
 VERIFY = (sys.executable, "-m", "absdom", "verify")
 GRACE = 10.0  # seconds beyond the timeout before a process is killed: start-up and the last confirming pass

@@ -7,13 +7,15 @@ import importlib
 import math
 import sys
 
+from absdom.allocator import keep_freed_memory
 from absdom.cli import ball, query
 from absdom.cli import certify as certifying
 from absdom.cli import distance as distances
 from absdom.cli import export as exporting
-from absdom.cli.allocator import keep_freed_memory
-from absdom.cli.output import check_writable, to_json, write_atomic
+from absdom.cli import train as training
+from absdom.cli.output import check_writable, to_json
 from absdom.errors import AbsdomError, UsageError
+from absdom.files import write_atomic
 from absdom.types import largest
 
 SHOWN_VALUES = 16  # longer witnesses go to a file, not to the screen
@@ -151,6 +153,11 @@ def export(args: argparse.Namespace) -> int:
     return exporting.run(args)
 
 
+def train(args: argparse.Namespace) -> int:
+    _api(args)
+    return training.run(args)
+
+
 def plan(args: argparse.Namespace) -> int:
     print(_api(args).plan(args.model, args.property, method=args.method))
     return 0
@@ -211,5 +218,6 @@ def campaign(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    f.__name__: f for f in (verify, bound, certify, distance, export, plan, supports, coverage, info, survey, campaign)
+    f.__name__: f
+    for f in (verify, bound, certify, distance, train, export, plan, supports, coverage, info, survey, campaign)
 }

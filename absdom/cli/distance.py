@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 from absdom.cli.ball import NORMS
 from absdom.cli.certify import clip_of, item_options
-from absdom.cli.output import check_writable, progress_bar, to_json, write_atomic
+from absdom.cli.output import check_writable, to_json
+from absdom.files import write_atomic
+from absdom.progress import progress_bar
 
 SHOWN_ITEMS = 40
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absdom.cli.output import check_writable, replaced
+from absdom.cli.output import check_writable
 from absdom.errors import UsageError
+from absdom.files import replaced
 
 SUFFIXES = (".lp", ".mps")
 

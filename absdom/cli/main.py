@@ -11,7 +11,7 @@ import traceback
 from typing import NoReturn
 
 from absdom import __version__
-from absdom.cli import ball, certify, distance, export, query
+from absdom.cli import ball, certify, distance, export, query, train
 from absdom.errors import AbsdomError, UsageError
 
 ERROR, INTERRUPTED = 2, 130
@@ -125,6 +125,9 @@ def build_parser(alone: bool = False) -> argparse.ArgumentParser:
     certify.add_options(certifying, positive_count, positive_seconds, DEVICES)
     radii = add("distance", [model, plugin], "find the largest radii at which labels are proved, item by item")
     distance.add_options(radii, positive_count, DEVICES)
+
+    training = add("train", [plugin], "train a network, write it as ONNX, and certify that file")
+    train.add_options(training, positive_count, positive_seconds, seed_number, DEVICES)
 
     exporting = add("export", [instance, plugin], "write the program of one clause as an .lp or .mps file")
     export.add_options(exporting, certify.whole_number)

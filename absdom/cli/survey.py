@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from absdom.cli.output import progress_bar
 from absdom.cli.records import read_instances
 from absdom.errors import AbsdomError
+from absdom.progress import progress_bar
 
 
 @dataclass

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from absdom.domain import Recipe
+from math import isinf
+
+import torch
+
+from absdom.api import recipe_of
+from absdom.domain import Recipe, total_failure
 from absdom.train.live import Live
 from absdom.train.loss import Loss, Step
 from absdom.train.task import Specification
@@ -11,7 +16,8 @@ from absdom.train.task import Specification
 class Certified(Loss):
     """kappa x loss(clean margins) + (1 - kappa) x loss(lower bounds of the margins), bounds by any recipe.
 
-    recipe: text or a Recipe, a plug-in's too; the pass is differentiated as it stands.
+    recipe: text or a Recipe, a plug-in's too; the pass is differentiated as it stands. With a recipe that estimates the
+    loss has no sound margins.
     """
 
     state = ("eps", "kappa")
@@ -19,18 +25,24 @@ class Certified(Loss):
     def __init__(self, module, spec: Specification, *, eps: float, recipe: str | Recipe, kappa: float = 0.0, **more):
         super().__init__(module, spec, eps=eps, **more)
         self.recipe, self.kappa = recipe, kappa
+        self._estimates = isinf(total_failure(recipe_of(recipe)))
 
     def margins(self, step: Step):
         """Lower bounds "B R" of the task's rows."""
         return step.margins(self.recipe)
+
+    def bound(self, step: Step) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss that is minimised beside the clean one; lower bounds "B R" of the rows if sound ones were made."""
+        margins = self.margins(step)
+        return step.task.loss(margins).mean(), None if self._estimates else margins
 
     def terms(self, step):
         terms, margins = {}, None
         if self.kappa > 0:
             terms["clean"] = self.kappa * step.task.loss(step.task.margins(step.outputs)).mean()
         if self.kappa < 1:
-            margins = self.margins(step)
-            terms["bound"] = (1 - self.kappa) * step.task.loss(margins).mean()
+            bound, margins = self.bound(step)
+            terms["bound"] = (1 - self.kappa) * bound
         return terms, margins
 
 

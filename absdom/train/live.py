@@ -4,39 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 
 from absdom import registry
 from absdom.api import load, recipe_of
 from absdom.arithmetic import Arithmetic, precise_backends
-from absdom.domain import NodeBounds, Recipe
+from absdom.domain import KnobStart, NodeBounds, Recipe
 from absdom.errors import UsageError
 from absdom.ir.graph import Graph
+from absdom.ir.op import Affine, Elementwise, Input, Op
 from absdom.passes import lower
 from absdom.plan import run
 from absdom.plan.context import Context
 from absdom.plan.planner import make_schedule
-from absdom.plan.sweeps import sweep
+from absdom.plan.sweeps import knob_starts, sweep
 from absdom.rows import Rows
 from absdom.sets import InputBatch
+from absdom.train.latent import Cut
 
 NORMS = torch.nn.modules.batchnorm._BatchNorm
 Statistics = Mapping[str, torch.Tensor]  # mean and variance of each batch norm, by label; empty: the running ones
 
 
+def _only_overflows(op: Op) -> bool:
+    """Are bounds of this op finite for finite bounds, but for overflow?"""
+    return isinstance(op, (Input, Affine)) or isinstance(op, Elementwise) and op.splittable
+
+
 class Propagation:
-    """One run of a recipe over sets: its context, the bounds of every node, and the forward domains' last states."""
+    """One run of a recipe over sets: its context, the bounds of every node, and the forward domains' last states.
+
+    relaxations: what the last sweep of rows made of the bounds, by (dual, node): lines of activations, for instance.
+    """
 
     def __init__(self, context: Context, sets: InputBatch):
-        self.context, self.sets, self.states = context, sets, {}
+        self.context, self.sets, self.states, self.relaxations = context, sets, {}, {}
         self.bounds: dict[int, NodeBounds] = run.propagate(context, sets, final=self.states)
 
     def lower_bounds(self, C: torch.Tensor, d: torch.Tensor | None = None) -> torch.Tensor:
         """Lower bounds "B R" of C y + d, C "B R K": the best that the recipe gives."""
-        rows, constants = self._rows(C), C.new_zeros(C.shape[:2]) if d is None else d
+        rows, constants, self.relaxations = self._rows(C), C.new_zeros(C.shape[:2]) if d is None else d, {}
         found = run.row_bounds(
-            self.context, self.sets, self.bounds, rows, constants.flatten(), states=self.states
+            self.context, self.sets, self.bounds, rows, constants.flatten(), self.relaxations, states=self.states
         )  # fmt: skip
         return found.reshape(C.shape[:2])
 
@@ -48,9 +59,22 @@ class Propagation:
     def dual_rows(self, C: torch.Tensor, knobs=None) -> torch.Tensor:
         """Lower bounds "B R" of C y by the recipe's (only) dual alone, swept back to the inputs."""
         (dual,) = self.context.schedule.duals
-        final = self.context.schedule.final
-        found = sweep(self.context, final, dual, self.sets, self.bounds, self._rows(C), knobs=knobs)
+        final, self.relaxations = self.context.schedule.final, {}
+        rows = self._rows(C)
+        found = sweep(self.context, final, dual, self.sets, self.bounds, rows, self.relaxations, knobs=knobs)
         return found.reshape(C.shape[:2])
+
+    def knob_starts(self) -> dict[tuple[int, str], KnobStart]:
+        """The free parameters of the recipe's (only) dual, by node and name; `dual_rows` takes values of them."""
+        (dual,) = self.context.schedule.duals
+        return knob_starts(self.context, self.context.schedule.final, dual, self.bounds)
+
+    def detached(self) -> Propagation:
+        """The same run as numbers: no gradient reaches weights or bounds through it."""
+        other = copy(self)
+        other.context, other.states = self.context.uncharged(), {}
+        other.bounds = {i: b.detach() for i, b in self.bounds.items()}
+        return other
 
     def _rows(self, C: torch.Tensor) -> Rows:
         shape = self.context.graph.nodes[self.context.schedule.target].type.shape
@@ -76,12 +100,23 @@ class Live:
             raise UsageError(
                 f"the module has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; a loss needs one of each"
             )
+        self._guarded = not all(_only_overflows(n.op) for n, v in zip(graph.nodes, graph.varying, strict=True) if v)
         self.outputs = graph.nodes[graph.outputs[0]].type.numel
         self._schedules: dict = {}
+        self._moved: dict[int, torch.Tensor] = {}  # what is read in place of a parameter, by its id
+        self._cuts: dict[tuple[bool, str], Cut] = {}
+        self._record: list[Propagation] | None = None
 
     def graph(self, statistics: Statistics = {}) -> Graph:  # noqa: B006  (never written)
         """The graph that takes these statistics."""
         return self._graphs[bool(statistics)]
+
+    def cut(self, layer: str, statistics: Statistics = {}) -> Cut:  # noqa: B006
+        """The network cut behind a layer, by its name in the module. Raises UsageError."""
+        key = (bool(statistics), layer)
+        if key not in self._cuts:
+            self._cuts[key] = Cut.at(self.graph(statistics), layer)
+        return self._cuts[key]
 
     def forward(self, x: torch.Tensor, *, batch: bool) -> tuple[torch.Tensor, Statistics]:
         """The module's outputs "B K" at x "B *n", and the statistics that its batch norms used.
@@ -99,18 +134,67 @@ class Live:
             return self.forward(x, batch=False)[0]
         return run.evaluate(self.context("ibp", x, statistics), x.flatten(1)).reshape(len(x), -1)
 
-    def context(self, recipe: str | Recipe, like: torch.Tensor, statistics: Statistics = {}) -> Context:  # noqa: B006
-        """A recipe's schedule with the weights as they are now, in the numbers of `like`."""
+    def context(
+        self,
+        recipe: str | Recipe,
+        like: torch.Tensor,
+        statistics: Statistics = {},  # noqa: B006
+        node: int | None = None,
+    ) -> Context:
+        """A recipe's schedule for a node (default: the output) with the weights as they are now, in the numbers of
+        `like`."""
         graph = self.graph(statistics)
-        key = (bool(statistics), recipe)
+        key = (bool(statistics), recipe, node)
         if key not in self._schedules:
-            self._schedules[key] = make_schedule(graph, recipe_of(recipe))
-        arithmetic = Arithmetic(like.dtype, device=str(like.device))
-        return run.prepare(self._schedules[key], arithmetic, {**graph.params, **statistics})
+            self._schedules[key] = make_schedule(graph, recipe_of(recipe), node)
+        arithmetic = Arithmetic(like.dtype, device=str(like.device), guarded=self._guarded)
+        params = {label: self._moved.get(id(value), value) for label, value in graph.params.items()}
+        return run.prepare(self._schedules[key], arithmetic, {**params, **statistics})
 
-    def propagate(self, recipe: str | Recipe, sets: InputBatch, statistics: Statistics = {}) -> Propagation:  # noqa: B006
-        """A run of a recipe over `sets`; gradients flow into the weights and the statistics."""
-        return Propagation(self.context(recipe, sets.lower, statistics), sets)
+    def propagate(
+        self,
+        recipe: str | Recipe,
+        sets: InputBatch,
+        statistics: Statistics = {},  # noqa: B006
+        node: int | None = None,
+    ) -> Propagation:
+        """A run of a recipe over `sets`, up to a node (default: the output); gradients flow into the weights and the
+        statistics."""
+        found = Propagation(self.context(recipe, sets.lower, statistics, node), sets)
+        if self._record is not None:
+            self._record.append(found)
+        return found
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Propagation]]:
+        """The runs that are made inside, in order."""
+        before, self._record = self._record, []
+        try:
+            yield self._record
+        finally:
+            self._record = before
+
+    @contextmanager
+    def shifted(self, shifts: Mapping[torch.nn.Parameter, torch.Tensor]) -> Iterator[None]:
+        """Within, all that is evaluated here reads parameter + shift. The parameters stay as they are, and get the
+        gradients."""
+        if not shifts:
+            yield
+            return
+        if not shifts:
+            yield
+            return
+        self._moved = {id(p): p + shift for p, shift in shifts.items()}
+        owners = [m._parameters for m in self.module.modules()]
+        places = [(owner, name, p) for owner in owners for name, p in owner.items() if id(p) in self._moved]
+        for owner, name, p in places:
+            owner[name] = self._moved[id(p)]
+        try:
+            yield
+        finally:
+            for owner, name, p in places:
+                owner[name] = p
+            self._moved = {}
 
     @contextmanager
     def _norm_mode(self, training: bool) -> Iterator[None]:

@@ -11,7 +11,7 @@ A loss holds no optimiser and no schedule. What schedules move (eps, kappa, ...)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,9 @@ from absdom.domain import Recipe
 from absdom.errors import UsageError
 from absdom.sets import InputBatch
 from absdom.train.batch_norm import CLEAN, BatchNormPolicy
+from absdom.train.latent import Cut
 from absdom.train.live import Live, Propagation, Statistics
+from absdom.train.noise import WeightNoise
 from absdom.train.task import Specification, Task
 
 
@@ -42,13 +44,20 @@ class Output:
 
 
 class Step:
-    """One call of a loss: a task, and what was computed about it so far."""
+    """One call of a loss: a task, and what was computed about it so far.
 
-    def __init__(self, live: Live, task: Task, policy: BatchNormPolicy):
-        self.live, self.task, self.policy = live, task, policy
+    at: the task of the same batch at another radius.
+    """
+
+    def __init__(self, live: Live, task: Task, policy: BatchNormPolicy, at: Callable[[float], Task] | None = None):
+        self.live, self.task, self.policy, self._at = live, task, policy, at
         self._outputs: torch.Tensor | None = None
         self._statistics: Statistics | None = None
         self._runs: dict = {}
+
+    def task_at(self, eps: float) -> Task:
+        """The task of the same batch at another radius."""
+        return self._at(eps)
 
     @property
     def outputs(self) -> torch.Tensor:
@@ -80,22 +89,37 @@ class Step:
         """The outputs "B K" at other points, under the same statistics."""
         return self.live.evaluate(x, self.statistics)
 
-    def attacked(self, attack) -> tuple[torch.Tensor, torch.Tensor]:
-        """Points "B *n" that an attack found in the task's sets, and the outputs there "B K", with gradients."""
-        fixed = {k: v.detach() for k, v in self.statistics.items()}
-        x = attack(lambda x: self.live.evaluate(x, fixed), self.task).detach()
-        if self.policy.source == "attacked" and self._statistics is None:
-            outputs, self._statistics = self.live.forward(x, batch=self.policy.batch(self.live))
-            return x, outputs
-        return x, self.evaluate(x)
+    def points(self, attack, radius: float = 1.0) -> torch.Tensor:
+        """Points "B *n" that an attack found in the task's sets, or in those at `radius` times its eps."""
+        return self._attack(attack, radius)[0]
 
-    def propagate(self, recipe: str | Recipe, sets: InputBatch | None = None) -> Propagation:
-        """A run of a recipe over the task's sets, or others; the same one is run once."""
+    def attacked(self, attack, radius: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same points, and the outputs there "B K", with gradients."""
+        x, outputs = self._attack(attack, radius)
+        return x, self.evaluate(x) if outputs is None else outputs
+
+    def _attack(self, attack, radius: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Points, and the outputs there where their pass is the one that sets the statistics."""
+        fixed = {k: v.detach() for k, v in self.statistics.items()}
+        task = self.task if radius == 1 else self.task_at(radius * self.task.eps)
+        x = attack(lambda x: self.live.evaluate(x, fixed), task).detach()
+        if self.policy.source != "attacked" or self._statistics is not None:
+            return x, None
+        outputs, self._statistics = self.live.forward(x, batch=self.policy.batch(self.live))
+        return x, outputs
+
+    def propagate(self, recipe: str | Recipe, sets: InputBatch | None = None, node: int | None = None) -> Propagation:
+        """A run of a recipe over the task's sets, or others, up to a node (default: the output); the same one is run
+        once."""
         sets = self.task.sets if sets is None else sets
-        key = (recipe, id(sets))
+        key = (recipe, id(sets), node)
         if key not in self._runs:
-            self._runs[key] = self.live.propagate(recipe, sets, self.statistics)
+            self._runs[key] = self.live.propagate(recipe, sets, self.statistics, node)
         return self._runs[key]
+
+    def cut(self, layer: str) -> Cut:
+        """The network cut behind a layer, by its name in the module."""
+        return self.live.cut(layer, self.statistics)
 
     def margins(self, recipe: str | Recipe, sets: InputBatch | None = None) -> torch.Tensor:
         """Lower bounds "B R" of the task's rows, by any recipe."""
@@ -117,8 +141,9 @@ class Loss(ABC):
     """A loss of a module under a specification, at radius `eps` (in the units of the data).
 
     module: any torch module with one input and one output per item (or a Live); it is captured at the first call.
-    batch_norm: whose statistics bounds use. regularisers: terms that are added. Raises ModelError and UnsupportedOp for
-    a module that cannot be captured, PropertyError for a batch that does not fit the specification.
+    batch_norm: whose statistics bounds use. regularisers: terms that are added. noise: shifts of the weights at which
+    the loss and its gradients are taken (where gradients are wanted; then there are no margins). Raises ModelError and
+    UnsupportedOp for a module that cannot be captured, PropertyError for a batch that does not fit the specification.
     """
 
     state: ClassVar[tuple[str, ...]] = ("eps",)  # the attributes that schedules move
@@ -131,9 +156,11 @@ class Loss(ABC):
         eps: float,
         batch_norm: BatchNormPolicy = CLEAN,
         regularisers: Sequence[Regulariser] = (),
+        noise: WeightNoise | None = None,
     ):
         self.module = module.module if isinstance(module, Live) else module
         self.spec, self.eps, self.batch_norm, self.regularisers = spec, eps, batch_norm, tuple(regularisers)
+        self.noise = noise
         self._live = module if isinstance(module, Live) else None
 
     @abstractmethod
@@ -152,11 +179,18 @@ class Loss(ABC):
             raise UsageError("bounds under autocast (mixed precision) are refused: leave that region for the loss")
         live = self.live(x)
         self.spec.check(x, y, live.outputs)
-        step = Step(live, self.spec.task(x, y, self.eps, live.outputs), self.batch_norm)
-        terms, margins = self.terms(step)
-        for regulariser in self.regularisers:
-            terms[regulariser.name] = regulariser(step, self)
+
+        def at(eps: float) -> Task:
+            return self.spec.task(x, y, eps, live.outputs)
+
+        step = Step(live, at(self.eps), self.batch_norm, at)
+        noisy = self.noise is not None and torch.is_grad_enabled()
+        with live.shifted(self.noise.shifts(live) if noisy else {}):
+            terms, margins = self.terms(step)
+            for regulariser in self.regularisers:
+                terms[regulariser.name] = regulariser(step, self)
         total = sum(terms.values())
+        margins = None if noisy else margins  # those of another network
         return Output(
             total, {k: v.detach() for k, v in terms.items()}, step.task,
             None if step.clean is None else step.clean.detach(), None if margins is None else margins.detach(),

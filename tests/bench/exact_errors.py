@@ -21,7 +21,7 @@ def row(args, method: str) -> str:
         args.model, args.data, method=method, eps=args.eps, limit=args.images, timeout_per_image=args.timeout_per_image
     )
     seconds = np.array([item.seconds for item in found.items])
-    counts = found.stages()[0]
+    counts = found.cascade()[0]
     correct = sum(item.certified for item in found.items)
     return (
         f"| `{method}` | {correct} | {counts['attacked']} | {counts['open']} | {100 * found.certified_error:.2f} % "
