@@ -25,8 +25,8 @@ def replaced(path: str | Path) -> Iterator[Path]:
         return
     target = target.resolve()
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(handle)
     try:
+        os.close(handle)
         yield Path(name)
         umask = os.umask(0)
         os.umask(umask)

@@ -12,7 +12,7 @@ from math import prod
 import torch
 
 from absdom.ir.op import Affine, At, Block
-from absdom.kernels import contract, halves, relax
+from absdom.kernels import contract, halves, relax, relax_relu
 
 GATHERED = 2**22  # elements of coefficients that ragged rows gather at once
 
@@ -114,6 +114,14 @@ class Rows:
         constant = self._contract(data, lower_bias)
         change = lower_bias if upper_bias is None else lower_bias - upper_bias
         return self._with(out), constant + self._contract(below, change)
+
+    def relax_relu(self, lower: torch.Tensor, upper: torch.Tensor) -> tuple[Rows, torch.Tensor]:
+        """Rows and constants behind ReLU on [lower, upper], "B *n" (or "1 *n"), with the adaptive lines: uncharged."""
+        data, lower, upper = self.dense(), self._of_rows(lower), self._of_rows(upper)
+        groups = len(lower)
+        grouped = data.reshape(groups, self.count // groups, -1)
+        out, constant = relax_relu(grouped, lower.reshape(groups, -1), upper.reshape(groups, -1))
+        return self._with(out.reshape(data.shape)), constant.reshape(self.count)
 
     def _of_rows(self, value: torch.Tensor) -> torch.Tensor:
         """A value "B *n" for each ragged row; as it is where plain broadcasting applies."""

@@ -17,7 +17,7 @@ SIBLINGS = ("frontends", "domains", "solvers")
 FLOORS = (
     ("types", "errors", "allocator", "files", "progress", "__init__"),
     ("ir", "interface", "input_set", "kernels", "property", "datasets", "results", "encoding", "verdict", "registry"),
-    ("ops", "domain", "certificate", "rows", "set_parts", "sets", "arithmetic"),
+    ("ops", "constraints", "domain", "certificate", "rows", "set_parts", "sets", "arithmetic"),
     ("frontends", "passes", "plan", "domains"),
     ("pipeline", "problem", "solvers"),
     ("api", "coverage", "certification", "certifier", "ladder", "radii"),

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from typing import NoReturn
 
 from absdom import __version__
@@ -181,7 +182,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _one_line(error: BaseException) -> str:
-    """The text of an error; a list of several lines is joined: `head: first; second`."""
+    """The text of an error or a warning; a list of several lines is joined: `head: first; second`."""
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()).replace(":; ", ": ")
 
 
@@ -203,6 +204,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors are one line on stderr, `absdom: error: ...`, and code 2."""
     started = time.monotonic()  # a timeout counts from here, imports included
     argv = sys.argv[1:] if argv is None else argv
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _main(argv, started)
+
+
+def _warn(message: Warning, *_, **__) -> None:
+    print(f"absdom: warning: {_one_line(message)}", file=sys.stderr, flush=True)
+
+
+def _main(argv: list[str], started: float) -> int:
     try:
         args = parse(argv)
         args.started = started

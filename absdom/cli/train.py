@@ -16,6 +16,7 @@ from absdom.errors import UsageError
 from absdom.files import write_atomic
 from absdom.progress import progress_bar
 
+MOST_CLASSES = 1000  # that labels may imply, where there are fewer items than that
 MODEL, METRICS, CONFIG, CHECKPOINT, LOG = "model.onnx", "metrics.json", "config.toml", "checkpoint.pt", "log.jsonl"
 
 
@@ -56,23 +57,25 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"train needs {name}")
     check_writable("--json", args.json)
     out = Path(args.out)
-    _check_folder(out, args.resume)
+    if int(os.environ.get("RANK", 0)) == 0:  # the other processes may find what the first has written by then
+        _check_folder(out, args.resume)
 
-    from absdom.api import pick_device
     from absdom.datasets import read_npz
     from absdom.train.data import TrainingData, read_training
+    from absdom.train.parallel import own_device
     from absdom.train.zoo import input_shape
 
     training = _training(args)
-    device = pick_device(args.device)
+    device = own_device(args.device)
     data = read_training(args.data, training.batch, device=device)
     shape = training.shape or input_shape(tuple(data.x.shape[1:]))
-    classes = training.classes or max(2, int(data.y.max()) + 1)
+    classes = training.classes or _classes(args, data)
     data = read_training(
         args.data, training.batch, shape=shape, outputs=classes, augment=training.augmentation, device=device
     )
     if args.limit is not None:
         data = TrainingData(data.x[: args.limit], data.y[: args.limit], data.batch, augment=data.augment)
+    _check_range(args, data, training)
     _, present = read_npz(args.data, ())
     tested = next((name for name in ("x_test", "x") if name in present), None)
     if tested is not None:
@@ -117,15 +120,15 @@ def _check_folder(out: Path, resume: bool) -> None:
 def _training(args: argparse.Namespace):
     """The run that the arguments describe."""
     from absdom.train.config import Training, with_epochs, with_radius
-    from absdom.train.presets import PRESETS, preset
-    from absdom.train.tables import read_toml, unknown
+    from absdom.train.presets import PRESETS, no_preset, preset
+    from absdom.train.tables import read_toml
 
     if args.run in PRESETS:
         config = preset(args.run)
     elif args.run.endswith(".toml") or Path(args.run).exists():
         config = read_toml(args.run)
     else:
-        raise UsageError(f"{unknown('preset', args.run, PRESETS)}; a file's name ends in .toml")
+        raise UsageError(f"{no_preset(args.run)}; a file's name ends in .toml")
     Training.of(config, args.run)  # before anything is changed in it
     if args.epochs is not None:
         config = with_epochs(config, args.epochs)
@@ -134,6 +137,28 @@ def _training(args: argparse.Namespace):
     if args.seed is not None:
         config["seed"] = args.seed
     return Training.of(config, args.run)
+
+
+def _classes(args: argparse.Namespace, data) -> int:
+    """As many as the labels say; a label that is a slip would ask for a network of any size."""
+    classes = max(2, int(data.y.max()) + 1)
+    if classes > max(MOST_CLASSES, len(data)):
+        raise UsageError(
+            f"{args.data}: {len(data)} items have labels up to {classes - 1}: if so many classes are meant, say so in "
+            f"the TOML file: classes = {classes} under [network]"
+        )
+    return classes
+
+
+def _check_range(args: argparse.Namespace, data, training) -> None:
+    """Raises UsageError where points lie outside the range that their sets are cut down to."""
+    (least, most), clip = data.range(), training.specification.clip
+    if clip is not None and (least < clip[0] or most > clip[1]):
+        raise UsageError(
+            f"{args.data}: values from {least:g} to {most:g}, outside the range {clip[0]:g} to {clip[1]:g} of the "
+            f"inputs that {args.run} has: give data in that range (uint8 pixels are divided by 255), or in a TOML file "
+            f"theirs, clip = [{least:g}, {most:g}] under [specification] (false: none), with radii in the same units"
+        )
 
 
 def _check_test_items(path: str, shape: tuple[int, ...], classes: int, training) -> None:

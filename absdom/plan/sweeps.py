@@ -9,17 +9,8 @@ import torch
 
 from absdom import registry
 from absdom.arithmetic import Arithmetic
-from absdom.domain import (
-    AffineDual,
-    Constraints,
-    Dual,
-    KnobStart,
-    LayerDual,
-    NodeBounds,
-    SplitConstraint,
-    Tuned,
-    rules_of,
-)
+from absdom.constraints import Constraints, SplitConstraint
+from absdom.domain import AffineDual, Dual, KnobStart, LayerDual, NodeBounds, Tuned, rules_of
 from absdom.errors import Deadline, GraphError
 from absdom.ir.graph import Graph
 from absdom.ir.op import Affine, Input

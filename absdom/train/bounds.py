@@ -13,6 +13,11 @@ from absdom.train.loss import Loss, Step
 from absdom.train.task import Specification
 
 
+def estimates(recipe: str | Recipe) -> bool:
+    """Does a recipe give estimates, which are no bounds?"""
+    return isinf(total_failure(recipe_of(recipe)))
+
+
 class Certified(Loss):
     """kappa x loss(clean margins) + (1 - kappa) x loss(lower bounds of the margins), bounds by any recipe.
 
@@ -25,7 +30,7 @@ class Certified(Loss):
     def __init__(self, module, spec: Specification, *, eps: float, recipe: str | Recipe, kappa: float = 0.0, **more):
         super().__init__(module, spec, eps=eps, **more)
         self.recipe, self.kappa = recipe, kappa
-        self._estimates = isinf(total_failure(recipe_of(recipe)))
+        self._estimates = estimates(recipe)
 
     def margins(self, step: Step):
         """Lower bounds "B R" of the task's rows."""

@@ -15,11 +15,12 @@ import torch
 from torch.optim import Optimizer
 
 from absdom.api import recipe_of
-from absdom.domain import Forward, Recipe, total_failure
+from absdom.domain import Forward, Recipe
 from absdom.errors import UsageError
 from absdom.ir.op import Affine, Elementwise
 from absdom.sets import InputBatch
 from absdom.train.attacks import PGD, Attack
+from absdom.train.bounds import estimates
 from absdom.train.latent import Cut
 from absdom.train.live import Propagation
 from absdom.train.loss import Loss, Step
@@ -118,7 +119,7 @@ class COLT(Loss):
             terms["stability"] = self.kappa * self.stability * unstable.flatten(1).sum(1).mean()
         margins = None
         if self.stage and run.context.schedule.target in step.live.graph(step.statistics).outputs:
-            if total_failure(recipe_of(self.recipe)) < float("inf"):
+            if not estimates(self.recipe):
                 with torch.no_grad():
                     margins = run.lower_bounds(step.task.C, step.task.d)
         return terms, margins

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -25,9 +26,10 @@ from absdom.train import adversarial, bounds, expressive, hooks
 from absdom.train.attacks import FGSM, PGD
 from absdom.train.batch_norm import BatchNormPolicy
 from absdom.train.cap import CAP
+from absdom.train.colt import COLT, COLTStages
 from absdom.train.crown_ibp import CrownIBP
 from absdom.train.data import Augmentation, CropFlip, TrainingData
-from absdom.train.diffai import DiffAI
+from absdom.train.diffai import Abstract, Attacked, Between, Clean, Coin, DiffAI, Goal, LinMix
 from absdom.train.fast_ibp import FastRegulariser, fast_init_
 from absdom.train.landscape import Landscape
 from absdom.train.loss import Loss
@@ -45,11 +47,14 @@ from absdom.train.zoo import ZOO
 
 LOSSES: dict[str, type[Loss]] = {
     "adversarial": adversarial.Adversarial, "cap": CAP, "cc-ibp": expressive.CCIBP, "certified": bounds.Certified,
-    "crown-ibp": CrownIBP, "diffai": DiffAI, "exp-ibp": expressive.ExpIBP, "ibp": bounds.IBP,
+    "colt": COLT, "crown-ibp": CrownIBP, "diffai": DiffAI, "exp-ibp": expressive.ExpIBP, "ibp": bounds.IBP,
     "mtl-ibp": expressive.MTLIBP, "one-step": OneStep, "sabr": SABR, "staps": STAPS, "taps": TAPS,
     "trades": adversarial.TRADES,
 }  # fmt: skip
 ATTACKS: dict[str, Callable] = {"pgd": PGD, "fgsm": FGSM}
+GOALS: dict[str, type[Goal]] = {
+    "abstract": Abstract, "attacked": Attacked, "between": Between, "clean": Clean, "coin": Coin, "lin-mix": LinMix
+}  # fmt: skip
 REGULARISERS: dict[str, type] = {"fast": FastRegulariser, "l1": L1}
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD
@@ -61,8 +66,12 @@ HOOKS: dict[str, type[hooks.Hook]] = {
     "landscape": Landscape,
     "weight-averaging": hooks.WeightAveraging,
 }
+SCHEDULES = {"ramp": Ramp, "linear": Linear, "follow": Follow, "piecewise": Piecewise, "cyclic": Cyclic,
+             "colt": COLTStages}  # fmt: skip
 NORMS = {"inf": inf, "2": 2.0, "1": 1.0}
 INITS = ("default", "fast")
+TIMES = ("start", "length", "peak", "mix", "halve")  # of schedules, in epochs
+STAGES = ("factor", "widen", "decay", "stability", "grow")  # numbers of COLT's stages
 FROM_ELSEWHERE = ("module", "spec", "eps", "batch_norm", "regularisers", "noise", "params", "lr")
 
 
@@ -145,12 +154,9 @@ class Training:
                 kept, validation = data.held_out(self.held_out, self.seed)
             except UsageError as error:
                 (self.place / "held_out").fail(str(error))
-        ramps: list[Ramp] = []
         made: list[Schedule] = []
         for timed in self.schedules:
-            made.append(timed.make(loss, optimiser, kept, ramps))
-            if isinstance(made[-1], Ramp) and made[-1].name == "eps":
-                ramps.append(made[-1])
+            made.append(timed.make(loss, optimiser, kept, made))
         return Trainer(
             loss, optimiser, kept, epochs=self.epochs, schedules=made, clip_norm=self.clip_norm,
             hooks=[*(hook() for hook in self.hooks), *more_hooks], accumulate=self.accumulate, validation=validation,
@@ -176,16 +182,25 @@ class Training:
 class Timed:
     """A schedule that is still to be made: its times are in epochs."""
 
-    make_kind: Callable[[object, str, TrainingData, list[Ramp]], Schedule]
+    make_kind: Callable[[object, str, Made], Schedule]
     of: str
     place: Place
 
-    def make(self, loss: Loss, optimiser: torch.optim.Optimizer, data: TrainingData, ramps: list[Ramp]) -> Schedule:
+    def make(self, loss: Loss, optimiser: torch.optim.Optimizer, data: TrainingData, made: list[Schedule]) -> Schedule:
+        """made: the schedules in front of it."""
         target, name = _target(loss, optimiser, self.of, self.place)
         try:
-            return self.make_kind(target, name, data, ramps)
+            return self.make_kind(target, name, Made(optimiser, data, made))
         except UsageError as error:
             self.place.fail(str(error))
+
+
+class Made(NamedTuple):
+    """What is there when a schedule is made."""
+
+    optimiser: torch.optim.Optimizer
+    data: TrainingData
+    schedules: Sequence[Schedule]
 
 
 def _target(loss: Loss, optimiser: torch.optim.Optimizer, of: str, place: Place) -> tuple[object, str]:
@@ -251,7 +266,7 @@ class _Reader:
 
     def _loss(self, table: Table) -> Named:
         self.eps = self._number(table, "eps", zero=True)
-        special = {**ATTACK_OPTIONS, "recipe": _recipe}
+        special = {**ATTACK_OPTIONS, "recipe": _recipe, "goal": _goal}
         return table.named(LOSSES, (*FROM_ELSEWHERE, *_optional_end(table)), special)
 
     def _regulariser(self, table: Table) -> Named:
@@ -293,9 +308,8 @@ class _Reader:
         return Judgement(eps, method if isinstance(method, str) else tuple(method), limit, timeout)
 
     def _timed(self, table: Table) -> Timed:
-        of = table.take("of", str)
-        kind = table.choice("kind", {"ramp": Ramp, "linear": Linear, "follow": Follow, "piecewise": Piecewise,
-                                     "cyclic": Cyclic}, "ramp")  # fmt: skip
+        kind = table.choice("kind", SCHEDULES, "ramp")
+        of = "stage" if kind is COLTStages else table.take("of", str)
         if kind in (Ramp, Linear):
             ends = [table.take("from", float, 0.0), table.take("to", float, *([self.eps] if of == "eps" else []))]
             times = [self._number(table, "start", 0.0, zero=True), self._number(table, "length", zero=True)]
@@ -305,9 +319,13 @@ class _Reader:
             make = partial(_follow, table.take("from", float), table.take("to", float))
         elif kind is Piecewise:
             make = partial(_piecewise, table.take("at", tuple[float, ...]), table.take("factor", float))
-        else:
+        elif kind is Cyclic:
             times = [self._number(table, key) for key in ("peak", "length")]
             make = partial(_cyclic, times, table.take("low", float, 0.0))
+        else:
+            times = {key: self._number(table, key) for key in ("length", "mix", "halve")}
+            more = {key: table.take(key, float) for key in STAGES if key in table.values}
+            make = partial(_stages, self.eps, times, more)
         table.done()
         return Timed(make, of, table.place)
 
@@ -317,31 +335,43 @@ def _optional_end(table: Table) -> tuple[str, ...]:
     return () if "eps_max" in table.values else ("eps_max",)
 
 
-def _ramp(kind, ends, times, more, target, name, data, ramps) -> Ramp:
-    return kind(target, name, *ends, *map(data.in_batches, times), **more)
+def _ramp(kind, ends, times, more, target, name, made: Made) -> Ramp:
+    return kind(target, name, *ends, *map(made.data.in_batches, times), **more)
 
 
-def _follow(start_value, end_value, target, name, data, ramps) -> Follow:
+def _follow(start_value, end_value, target, name, made: Made) -> Follow:
+    ramps = [s for s in made.schedules if isinstance(s, Ramp) and s.name == "eps"]
     if not ramps:
         raise UsageError("it follows the radius: give the ramp of eps in front of it")
     return Follow(target, name, start_value, end_value, ramps[-1])
 
 
-def _piecewise(at, factor, target, name, data, ramps) -> Piecewise:
+def _piecewise(at, factor, target, name, made: Made) -> Piecewise:
     factors: dict[int, float] = {}
     for epoch in at:
-        k = data.in_batches(epoch)
+        k = made.data.in_batches(epoch)
         factors[k] = factors.get(k, 1.0) * factor
     return Piecewise(target, name, factors)
 
 
-def _cyclic(times, low, target, name, data, ramps) -> Cyclic:
-    return Cyclic(target, name, *map(data.in_batches, times), low)
+def _cyclic(times, low, target, name, made: Made) -> Cyclic:
+    return Cyclic(target, name, *map(made.data.in_batches, times), low)
+
+
+def _stages(eps, times, more, target, name, made: Made) -> COLTStages:
+    lengths = {key: made.data.in_batches(time) for key, time in times.items()}
+    return COLTStages(target, made.optimiser, eps=eps, **lengths, **more)
 
 
 def _attack(value, place: Place):
     """An attack of a table such as { name = "pgd", steps = 8 }."""
     return Table(value, place).named(ATTACKS)()
+
+
+def _goal(value, place: Place) -> Goal:
+    """A goal of DiffAI; mixtures have goals within: { name = "coin", first = { ... }, second = { ... } }."""
+    special = {**ATTACK_OPTIONS, "recipe": _recipe, "first": _goal, "second": _goal}
+    return Table(value, place).named(GOALS, (), special)()
 
 
 def _recipe(value, place: Place) -> str:
@@ -378,7 +408,7 @@ def with_epochs(config: Mapping, epochs: int) -> dict:
     scale = epochs / found["epochs"]
     found["epochs"] = epochs
     for schedule in found.get("schedules", ()):
-        for key in ("start", "length", "peak"):
+        for key in TIMES:
             if key in schedule:
                 schedule[key] = schedule[key] * scale
         if "at" in schedule:

@@ -16,8 +16,8 @@ LEAST = 1e-5  # of a bound relative to its largest part: below, a difference of 
 
 
 class CrownIBP(Certified):
-    """The loss of (1 - w) x interval bounds + w x linear bounds of the margins; w = beta, times 1 - eps / eps_max where
-    that is given (so that it falls to 0 while eps grows). Where w is 0 nothing is swept.
+    """The loss of (1 - beta) x interval bounds + beta x linear bounds of the margins; where beta is 0 nothing is swept.
+    Published runs let it fall to 0 while eps grows: `Follow(loss, "beta", 1.0, 0.0, ramp)`.
 
     fused: with gaps g = -margins, each within its interval [g_l, g_u], sum exp(g) lies below the sum of the chords of
     exp, which is linear: one row per item is swept, whatever the number of margins, and log(1 + bound) is minimised.
@@ -35,23 +35,17 @@ class CrownIBP(Certified):
         kappa: float = 0.0,
         beta: float = 1.0,
         fused: bool = False,
-        eps_max: float | None = None,
         **more,
     ):
         super().__init__(module, spec, eps=eps, recipe="crown-ibp", kappa=kappa, **more)
-        self.beta, self.fused, self.eps_max = beta, fused, eps_max
-
-    @property
-    def weight(self) -> float:
-        """w, the share of the linear bounds."""
-        return self.beta if self.eps_max is None else self.beta * max(0.0, 1 - self.eps / self.eps_max)
+        self.beta, self.fused = beta, fused
 
     def margins(self, step: Step) -> torch.Tensor:
-        run, task, w = step.propagate(self.recipe), step.task, self.weight
-        if w == 1:
+        run, task = step.propagate(self.recipe), step.task
+        if self.beta == 1:
             return shifted(run.dual_rows(task.C), task.d)
         found = run.interval_rows(task.C)
-        return shifted(found if w == 0 else torch.lerp(found, run.dual_rows(task.C), w), task.d)
+        return shifted(found if self.beta == 0 else torch.lerp(found, run.dual_rows(task.C), self.beta), task.d)
 
     def bound(self, step):
         if not self.fused:
@@ -62,9 +56,9 @@ class CrownIBP(Certified):
         both = run.interval_rows(torch.cat([single.C, -single.C], 1))
         lower, upper = shifted(both[:, :rows], single.d), shifted(-both[:, rows:], single.d)
         margins = lower if single is task else shifted(run.interval_rows(task.C), task.d)
-        if self.weight == 0:
+        if self.beta == 0:
             return single.loss(lower).mean(), margins
-        return fused_loss(run, single, lower, upper, self.weight).mean(), margins
+        return fused_loss(run, single, lower, upper, self.beta).mean(), margins
 
 
 def fused_loss(run: Propagation, task: Task, lower: torch.Tensor, upper: torch.Tensor, w: float) -> torch.Tensor:

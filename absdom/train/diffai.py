@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import isinf
 
 import torch
 
-from absdom.api import recipe_of
-from absdom.domain import Recipe, total_failure
+from absdom.domain import Recipe
 from absdom.errors import UsageError
 from absdom.sets import InputBatch
 from absdom.train.attacks import Attack
+from absdom.train.bounds import estimates
 from absdom.train.live import Live, Propagation
 from absdom.train.loss import Loss, Step
 from absdom.train.task import Specification, Task
@@ -72,7 +71,7 @@ class Abstract(Goal):
     corner: bool = False
 
     def __post_init__(self):
-        self._estimates = isinf(total_failure(recipe_of(self.recipe)))
+        self._estimates = estimates(self.recipe)
 
     def terms(self, step):
         margins = _margins(step.propagate(self.recipe), step.task, self.corner)

@@ -95,5 +95,6 @@ def _compare(module: torch.nn.Module, example: torch.Tensor, judge, seed: int) -
     if not apart <= TOLERANCE * max(float(np.abs(expected).max()), np.finfo(np.float32).tiny):
         raise ModelError(
             f"in onnxruntime the ONNX file computes other outputs than the module (apart by {apart:g}, outputs up to "
-            f"{np.abs(expected).max():g}), and was removed: weights that are NaN or infinite do this"
+            f"{np.abs(expected).max():g}), and was removed. A padding with zeros in front of a max pool does this: "
+            "onnxruntime takes it for the pool's own, of -infinity; pad with -inf, or let the pool do it"
         )

@@ -12,6 +12,7 @@ import torch
 from absdom.domain import Recipe
 from absdom.errors import UsageError
 from absdom.train.attacks import PGD, Attack
+from absdom.train.bounds import estimates
 from absdom.train.loss import Loss
 from absdom.train.task import Specification, Task
 
@@ -45,6 +46,7 @@ class Expressive(Loss):
             raise UsageError(f"alpha {alpha}: the share of the bounds' loss is between 0 and 1")
         self.alpha, self.kappa = alpha, kappa
         self.attack, self.attack_radius, self.recipe = attack, attack_radius, recipe
+        self._estimates = estimates(recipe)
 
     @abstractmethod
     def combine(self, task: Task, attacked: torch.Tensor, bounds: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -58,7 +60,7 @@ class Expressive(Loss):
         terms = {name: (1 - self.kappa) * value for name, value in terms.items()}
         if self.kappa > 0:
             terms["clean"] = self.kappa * task.loss(task.margins(step.outputs)).mean()
-        return terms, margins
+        return terms, None if self._estimates else margins
 
 
 class MTLIBP(Expressive):

@@ -22,6 +22,9 @@ class Hook:
     (tensors and plain values).
     """
 
+    def check(self, trainer: Trainer) -> None:
+        """Before a run does or writes anything: raises UsageError where the trainer lacks what the hook takes."""
+
     def before_step(self, trainer: Trainer, x: torch.Tensor, y: torch.Tensor, out: Output) -> None:
         """After the backward pass of a batch x "B *n", before gradients are clipped and the optimiser steps."""
 
@@ -59,16 +62,18 @@ class EarlyStopping(Hook):
         self.patience, self.measure = patience, measure
         self.error, self.epoch, self.weights = None, None, None
 
-    def epoch_end(self, trainer, record):
-        held_out = record.get("held_out", {})
-        if self.measure not in held_out:
+    def check(self, trainer):
+        lacks = {"certified": trainer.evaluation.recipe, "attacked": trainer.evaluation.attack}[self.measure] is None
+        if trainer.validation is None or lacks:
             raise UsageError(
-                f"early stopping by {self.measure} accuracy: the trainer needs held-out items (validation=) and an "
-                f"evaluation that measures it; found {', '.join(held_out) or 'none'}"
+                f"early stopping by {self.measure} accuracy needs held-out items (held_out in a file, validation= of a "
+                f"trainer) and an evaluation that measures it"
             )
+
+    def epoch_end(self, trainer, record):
         if not all(s.finished for s in trainer.schedules if s.target is trainer.loss):
             return
-        error = 1 - held_out[self.measure]
+        error = 1 - record["held_out"][self.measure]
         if self.error is None or error < self.error:
             self.error, self.epoch, self.weights = error, record["epoch"], _copy(trainer.module)
         record["best"] = {"epoch": self.epoch, "robust_error": self.error}

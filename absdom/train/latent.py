@@ -69,7 +69,7 @@ def task_per_clause(task: Task, lower: torch.Tensor, upper: torch.Tensor) -> Tas
     if task.clause is None:
         index = torch.arange(rows, device=task.C.device)[:, None]
     else:  # a clause with fewer rows repeats its first, which leaves its greatest row as it is
-        own = [torch.nonzero(task.clause == q)[:, 0] for q in range(int(task.clause.max()) + 1)]
+        own = [torch.nonzero(task.clause == q)[:, 0] for q in range(task.clause_count)]
         longest = max(map(len, own))
         index = torch.stack([torch.cat([o, o[:1].expand(longest - len(o))]) for o in own])
     count, width = index.shape

@@ -33,6 +33,18 @@ def _only_overflows(op: Op) -> bool:
     return isinstance(op, (Input, Affine)) or isinstance(op, Elementwise) and op.splittable
 
 
+def _places(module: torch.nn.Module, graph: Graph) -> dict[str, tuple[dict, str]]:
+    """Where the module keeps each parameter and buffer that the graph reads, by label: which dict, under which name."""
+    found = {}
+    for path, layer in module.named_modules(remove_duplicate=False):
+        for owner in (layer._parameters, layer._buffers):
+            for name, value in owner.items():
+                label = f"{path}.{name}" if path else name
+                if value is not None and graph.params.get(label) is value:
+                    found[label] = owner, name
+    return found
+
+
 class Propagation:
     """One run of a recipe over sets: its context, the bounds of every node, and the forward domains' last states.
 
@@ -82,7 +94,8 @@ class Propagation:
 
 
 class Live:
-    """A module as graphs whose weights are the module's own: an optimiser's step is seen by the next call.
+    """A module as graphs whose weights are the module's own, looked up at each call: an optimiser's step is seen by the
+    next one, and so is a move to another device or type.
 
     example: an input of batch size 1. With batch norms there are two graphs: one reads the running statistics, one is
     given statistics at each call.
@@ -103,7 +116,7 @@ class Live:
         self._guarded = not all(_only_overflows(n.op) for n, v in zip(graph.nodes, graph.varying, strict=True) if v)
         self.outputs = graph.nodes[graph.outputs[0]].type.numel
         self._schedules: dict = {}
-        self._moved: dict[int, torch.Tensor] = {}  # what is read in place of a parameter, by its id
+        self._places = {known: _places(module, graph) for known, graph in self._graphs.items()}
         self._cuts: dict[tuple[bool, str], Cut] = {}
         self._record: list[Propagation] | None = None
 
@@ -148,8 +161,8 @@ class Live:
         if key not in self._schedules:
             self._schedules[key] = make_schedule(graph, recipe_of(recipe), node)
         arithmetic = Arithmetic(like.dtype, device=str(like.device), guarded=self._guarded)
-        params = {label: self._moved.get(id(value), value) for label, value in graph.params.items()}
-        return run.prepare(self._schedules[key], arithmetic, {**params, **statistics})
+        own = {label: owner[name] for label, (owner, name) in self._places[bool(statistics)].items()}
+        return run.prepare(self._schedules[key], arithmetic, {**graph.params, **own, **statistics})
 
     def propagate(
         self,
@@ -178,23 +191,16 @@ class Live:
     def shifted(self, shifts: Mapping[torch.nn.Parameter, torch.Tensor]) -> Iterator[None]:
         """Within, all that is evaluated here reads parameter + shift. The parameters stay as they are, and get the
         gradients."""
-        if not shifts:
-            yield
-            return
-        if not shifts:
-            yield
-            return
-        self._moved = {id(p): p + shift for p, shift in shifts.items()}
-        owners = [m._parameters for m in self.module.modules()]
-        places = [(owner, name, p) for owner in owners for name, p in owner.items() if id(p) in self._moved]
+        moved = {id(p): p + shift for p, shift in shifts.items()}
+        owners = [m._parameters for m in self.module.modules()] if moved else []
+        places = [(owner, name, p) for owner in owners for name, p in owner.items() if id(p) in moved]
         for owner, name, p in places:
-            owner[name] = self._moved[id(p)]
+            owner[name] = moved[id(p)]
         try:
             yield
         finally:
             for owner, name, p in places:
                 owner[name] = p
-            self._moved = {}
 
     @contextmanager
     def _norm_mode(self, training: bool) -> Iterator[None]:

@@ -32,8 +32,8 @@ class Output:
     """What a loss gives: the mean over the batch that is differentiated, and what can be logged (without gradients).
 
     terms: the weighted parts, by name; they sum to `total`. outputs: the clean outputs "B K", and margins: lower
-    bounds "B R" of the task's rows over its sets, each None where the loss computed none. bounds: whether the margins
-    are sound (a loss may train on what is no bound).
+    bounds "B R" of the task's rows over its sets, each None where the loss computed none (what a loss trains on need
+    not be a bound).
     """
 
     total: torch.Tensor

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from absdom.api import pick_device
+from absdom.errors import UsageError
 from absdom.train.loss import Loss, Output
 
 
@@ -53,6 +55,22 @@ class Processes:
                 t /= self.count
 
 
+def own_device(device: str) -> str:
+    """`auto`, `cpu` or `cuda` -> the device of this process: of several GPUs the one that torchrun numbers it with.
+
+    Raises UsageError where that is not there.
+    """
+    device, number = pick_device(device), os.environ.get("LOCAL_RANK")
+    if device != "cuda" or number is None:
+        return device
+    if int(number) >= torch.cuda.device_count():
+        raise UsageError(
+            f"process {number} (LOCAL_RANK) has no GPU of its own, there are {torch.cuda.device_count()}: start as "
+            "many processes on this machine (--nproc-per-node)"
+        )
+    return f"cuda:{number}"
+
+
 def joined(device: torch.device) -> Processes:
     """The process group that torchrun asks for (gloo on CPUs, nccl on GPUs), or one that was made before.
 
@@ -61,6 +79,8 @@ def joined(device: torch.device) -> Processes:
     if not distributed.is_initialized():
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return Processes()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # plain values are exchanged by way of the current GPU
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(_leave)
     where = str(device) if distributed.get_backend() == "nccl" else "cpu"

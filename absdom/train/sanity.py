@@ -53,7 +53,7 @@ def check_items(loss: Loss, live: Live, data: TrainingData, name: str) -> None:
     start = 0
     for x, y in data.parts():
         try:
-            loss.spec.check(x, y, live.outputs)
+            loss.spec.check(x, y.cpu(), live.outputs)
         except PropertyError as error:
             raise PropertyError(f"items {start} to {start + len(x) - 1} of the {name} data: {error}") from None
         start += len(x)

@@ -68,7 +68,8 @@ class TAPS(Certified):
     layer: its name in the module ("5", "features.5"); all paths to the output have to go through it. attack: of that
     layer's values, one run per clause, each from a point of its box. reach: the link's c. eps_max: below it (while the
     radius ramps up) the loss is R_IBP alone; None: never. shrink: upper ends behind unstable ReLUs are this share of
-    their bounds. margins: the recipe's, None where it shrinks.
+    their bounds. margins: the recipe's, None where it shrinks
+    or only estimates.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class TAPS(Certified):
             raise UsageError(f"reach {reach} of a link between points and boxes: a share above 0, at most 1")
         recipe = recipe if shrink == 1 else recipe_of(recipe) & Shrunk(shrink)
         super().__init__(module, spec, eps=eps, recipe=recipe, kappa=kappa, **more)
-        self.sound = shrink == 1
+        self.sound = not self._estimates
         self.layer, self.weight, self.attack, self.reach, self.eps_max = layer, weight, attack, reach, eps_max
 
     def sets(self, step: Step) -> InputBatch:

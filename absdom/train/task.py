@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 
 import torch
@@ -37,6 +38,11 @@ class Task:
     def __len__(self) -> int:
         return len(self.x)
 
+    @cached_property
+    def clause_count(self) -> int:
+        """How many clauses there are."""
+        return self.C.shape[1] if self.clause is None else int(self.clause.max()) + 1
+
     def with_sets(self, sets: InputBatch) -> Task:
         """The same question about other sets."""
         return replace(self, sets=sets)
@@ -50,9 +56,8 @@ class Task:
         """Per clause its greatest row, "B Q": what has to be positive. For lower bounds of rows: a lower bound."""
         if self.clause is None:
             return margins
-        count = int(self.clause.max()) + 1
         index = self.clause.expand(len(margins), -1)
-        return margins.new_full((len(margins), count), -inf).scatter_reduce(1, index, margins, "amax")
+        return margins.new_full((len(margins), self.clause_count), -inf).scatter_reduce(1, index, margins, "amax")
 
     def loss(self, margins: torch.Tensor) -> torch.Tensor:
         """log(1 + sum_q exp(-clause_q)), "B": for classification at a point this is the cross-entropy.
@@ -78,7 +83,10 @@ class Specification(ABC):
 
     @abstractmethod
     def check(self, x: torch.Tensor, y: torch.Tensor, outputs: int) -> None:
-        """Raises PropertyError for a batch that does not fit (asked at each call of a loss)."""
+        """Raises PropertyError for a batch that does not fit (asked at each call of a loss).
+
+        Of labels y that lie on the CPU; on another device a step should not wait for the answer.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,11 @@ class Classification(Specification):
             raise PropertyError(
                 f"labels have shape {list(y.shape)} and type {y.dtype}: one whole number for each of {len(x)} items"
             )
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < outputs:
-            wrong = int(torch.nonzero((y < 0) | (y >= outputs))[0, 0])
+        known = (y >= 0) & (y < outputs)
+        if y.device.type != "cpu":  # to read it back would wait for all steps that are under way
+            torch._assert_async(known.all(), f"labels are 0 to {outputs - 1}: the network has {outputs} outputs")
+        elif not known.all():
+            wrong = int(known.int().argmin())
             raise PropertyError(
                 f"item {wrong} of the batch has the label {int(y[wrong])}: the network has {outputs} outputs, so "
                 f"labels are 0 to {outputs - 1}"

@@ -115,10 +115,12 @@ class Trainer:
         keep_freed_memory()
         device = check_precision(self.module, self.data)
         check_optimiser(self.optimiser, self.module)
-        live = self.loss.live(next(self.data.parts()).x)
+        live = self.loss.live(next(self.data.epoch(0, self.seed)).x)  # augmented, so that this was tried too
         check_items(self.loss, live, self.data, "training")
         if self.validation is not None:
             check_items(self.loss, live, self.validation, "held-out")
+        for hook in self.hooks:
+            hook.check(self)
         self.processes = joined(device)
         if self.processes.first:
             warn_of_units(self.loss, self.schedules, self.data)
@@ -293,7 +295,11 @@ class Trainer:
         if self.processes.first:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
+                for left in self.out.glob(f".{CHECKPOINT}.*"):  # by a process that was killed while it wrote
+                    left.unlink()
                 write_log(self.out / LOG, self.records)
+                if not self.records:
+                    (self.out / LOG).unlink()  # it was to try the folder: until an epoch is done, no run is in it
             except OSError as error:
                 raise UsageError(f"{self.out}: cannot be written to ({error.strerror or error})") from None
         return states

@@ -215,6 +215,22 @@ def cnn5(shape: Shape, classes: int, *, bn: bool = False, mean=None, std=None) -
     return layers.hidden([512], bn).classes(classes)
 
 
+def conv_med(
+    shape: Shape, classes: int, *, widths: tuple[int, int] = (1, 1), hidden: int = 100, mean=None, std=None
+) -> nn.Sequential:
+    """ConvMed of COLT (Balunovic and Vechev 2020): two convolutions of 16 and 32 filters times `widths`, then one
+    fully connected layer."""
+    first, second = widths
+    layers = Layers(shape, mean, std).conv(16 * first, 5, 2, 2).conv(32 * second, 4, 2, 1)
+    return layers.hidden([hidden]).classes(classes)
+
+
+def conv_med_big(shape: Shape, classes: int, *, mean=None, std=None) -> nn.Sequential:
+    """ConvMedBig of COLT (Balunovic and Vechev 2020): three convolutions, 250 units."""
+    layers = Layers(shape, mean, std).conv(32, 3, 1, 1).conv(32, 4, 2, 1).conv(128, 4, 2, 1)
+    return layers.hidden([250]).classes(classes)
+
+
 def cnn7(
     shape: Shape, classes: int, *, bn: bool = True, last_stride: int = 1, width: int = 64, mean=None, std=None
 ) -> nn.Sequential:
@@ -237,6 +253,6 @@ ZOO: dict[str, Callable[..., nn.Sequential]] = {
     f.__name__: f
     for f in (
         mlp, wong_small, wong_large, wong_wide, wong_deep, wong_resnet, resnet_small, gowal_small, gowal_medium, cnn3,
-        cnn5, cnn7, dm_large,
+        cnn5, cnn7, dm_large, conv_med, conv_med_big,
     )
 }  # fmt: skip

@@ -15,6 +15,7 @@ from absdom.domains.interval import with_parameters
 from absdom.domains.linear.recipe import Linear
 from absdom.ir.op import Affine, Block, Elementwise, Lines, Multivariate, PlaneMap
 from absdom.ops.multivariate import interval_planes
+from absdom.ops.piecewise import Relu
 from absdom.ops.shape import lead
 from absdom.registry import register_rule
 
@@ -60,6 +61,33 @@ class ElementwiseDual(LayerDual):
             None if zero == "upper" and not relaxation.shifted else lines.upper_bias,
         )  # fmt: skip
         return (part,), constant if relaxation.charge is None else constant - nu.abs_dot(relaxation.charge)
+
+
+class AdaptiveRelu(NamedTuple):
+    """ReLU with its adaptive lines, where neither rounding nor infinities are guarded against: rows pass in one go."""
+
+    op: Relu
+    lower: torch.Tensor
+    upper: torch.Tensor
+
+    @property
+    def lines(self) -> Lines:
+        return choose_lines(self.op, self.lower, self.upper, "adaptive", {})
+
+
+class ReluDual(ElementwiseDual):
+    """The same, in fewer passes over memory where a run allows it."""
+
+    def relax(self, place, recipe):
+        if place.arithmetic.charged or place.arithmetic.guarded or place.knobs or recipe.slope != "adaptive":
+            return super().relax(place, recipe)
+        return AdaptiveRelu(place.op, place.inputs[0].lower, place.inputs[0].upper)
+
+    def pull(self, nu, place, relaxation):
+        if not isinstance(relaxation, AdaptiveRelu):
+            return super().pull(nu, place, relaxation)
+        part, constant = nu.relax_relu(relaxation.lower, relaxation.upper)
+        return (part,), constant
 
 
 def choose_lines(op: Elementwise, lower, upper, slope: str, knobs) -> Lines:
@@ -139,4 +167,5 @@ class MultivariateDual(LayerDual):
 
 register_rule(Linear, Affine)(AffineDual())
 register_rule(Linear, Elementwise)(ElementwiseDual())
+register_rule(Linear, Relu)(ReluDual())
 register_rule(Linear, Multivariate)(MultivariateDual())

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linprog
 
 from absdom.arithmetic import Arithmetic
-from absdom.domain import Constraints
+from absdom.constraints import Constraints
 from absdom.plan import run, sweeps
 from absdom.plan.planner import sweep_from
 from absdom.rows import Rows

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from absdom.arithmetic import PROOF, SEARCH
-from absdom.domain import Constraints, KnobStart, NodeBounds, Recipe, SplitConstraint
+from absdom.constraints import Constraints, SplitConstraint
+from absdom.domain import KnobStart, NodeBounds, Recipe
 from absdom.errors import Deadline
 from absdom.ir.op import Elementwise
 from absdom.plan import memory, run, sweeps

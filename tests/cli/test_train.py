@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from absdom.cli.main import main
+from absdom.errors import UsageError
+from absdom.train.parallel import own_device
 from absdom.train.presets import PRESETS
 from absdom.train.tables import merged, write_toml
 from absdom.train.trainer import Trainer
@@ -163,7 +165,9 @@ def test_bad_data_and_folders_are_refused_in_one_line(task, tmp_path, capfd):
         ({"x_train": x.astype(np.int64), "y_train": y}, "is of type int64"),
         ({"x_train": x, "y_train": y, "x_test": x, "y_test": y + 3}, "holds the label 5"),
         ({"x_train": x, "y_train": y, "x_test": x[:, :2], "y_test": y}, "the network takes"),
-        ({"x_train": x / 2.0, "y_train": y, "x_test": x / 2.0, "y_test": y}, "outside the range"),
+        ({"x_train": x, "y_train": y + 10**9}, "20 items have labels up to 100000000"),
+        ({"x_train": x / 2.0, "y_train": y}, "outside the range 0 to 1 of the inputs"),
+        ({"x_train": x, "y_train": y, "x_test": x / 2.0, "y_test": y}, "outside the range"),
     ):
         np.savez(data, **arrays)
         refused(task, out, capfd, words, data=data)
@@ -172,6 +176,32 @@ def test_bad_data_and_folders_are_refused_in_one_line(task, tmp_path, capfd):
     assert main(["train"]) == 2 and "train needs PRESET" in capfd.readouterr().err
     assert main(["train", "small/mnist-0.1", "--data", "d.npz"]) == 2 and "--out" in capfd.readouterr().err
     assert main(["train", "--show", "smal"]) == 2 and "there is no preset 'smal'" in capfd.readouterr().err
+
+
+def test_a_warning_is_one_line(task, tmp_path, capfd):
+    assert train(task, tmp_path / "out", "--epochs", "1", "--eps", "8", "--limit", "30") == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("absdom: warning: eps 9.6 for data in [0, ") and "9.6 of 255 is 0.03765" in line
+
+
+def test_other_processes_leave_the_folder_to_the_first(task, tmp_path, capfd, monkeypatch):
+    (tmp_path / "log.jsonl").write_text("")  # by the first process, which was quicker
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        assert train(task, tmp_path, "--epochs", "1") == 0
+    capfd.readouterr()
+    refused(task, tmp_path, capfd, "holds a run already")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device("auto") == own_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("auto") == "cuda:1" and own_device("cpu") == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="no GPU of its own, there are 2"):
+        own_device("cuda")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(task, tmp_path, capfd):

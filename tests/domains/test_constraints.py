@@ -8,7 +8,7 @@ import torch
 
 from absdom import ops, testing
 from absdom.arithmetic import PROOF, Arithmetic
-from absdom.domain import Constraints, LinearConstraint, SplitConstraint
+from absdom.constraints import Constraints, LinearConstraint, SplitConstraint
 from absdom.errors import GraphError
 from absdom.ir.graph import Builder
 from absdom.ir.op import Input

@@ -15,9 +15,11 @@ from absdom.train.attacks import PGD
 from absdom.train.bounds import IBP, Certified
 from absdom.train.cap import CAP
 from absdom.train.diffai import Abstract, Attacked, Between, Clean, Coin, DiffAI, LinMix
+from absdom.train.expressive import MTLIBP
 from absdom.train.fast_ibp import FastIBP
 from absdom.train.live import Live
 from absdom.train.one_step import OneStep
+from absdom.train.taps import TAPS
 from absdom.train.task import Classification, Specification, Task, ball_sets
 
 
@@ -346,6 +348,9 @@ def test_estimates_are_no_margins():
     x, y = batch(net.module)
     assert Certified(net, Classification(), eps=0.1, recipe="projected(projections=9)")(x, y).margins is None
     assert DiffAI(net, Classification(), eps=0.1, recipe="projected(projections=9)")(x, y).margins is None
+    for other in (partial(MTLIBP, alpha=0.5), partial(TAPS, layer="1", attack=PGD(2))):
+        assert other(net, Classification(), eps=0.1)(x, y).margins is not None
+        assert other(net, Classification(), eps=0.1, recipe="projected(projections=9)")(x, y).margins is None
 
 
 def test_mixtures():

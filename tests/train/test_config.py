@@ -10,8 +10,10 @@ import torch
 
 from absdom.errors import UsageError
 from absdom.train import config as configs
+from absdom.train.colt import COLTStages
 from absdom.train.config import Training, with_epochs, with_radius
 from absdom.train.data import TrainingData
+from absdom.train.diffai import Between, Clean, LinMix
 from absdom.train.presets import PRESETS, preset
 from absdom.train.schedules import Follow, Piecewise, Ramp
 from absdom.train.tables import Place, Table, fits, merged, parameters, spoken, write_toml
@@ -104,6 +106,54 @@ def test_every_method_takes_a_step(method):
     out = loss(data.x[:4], data.y[:4])
     out.total.backward()
     assert torch.isfinite(out.total) and all(p.grad is not None for p in network.parameters())
+
+
+def test_the_stages_of_colt_are_a_schedule():
+    colt = {"kind": "colt", "length": 2, "mix": 1, "halve": 0.5, "widen": 1.2, "stability": 0.1}
+    run = merged(RUN, {"regularisers": [], "schedules": [colt], "loss": None, "epochs": 8}) | {
+        "loss": {"name": "colt", "eps": 0.1, "layers": ["relu1"], "recipe": "ibp", "attack": {"name": "pgd", "steps": 1}}
+    }  # fmt: skip
+    trainer = Training.of(run).trainer(Training.of(run).network((6,), 3), some_data())
+    (stages,) = trainer.schedules
+    assert isinstance(stages, COLTStages) and stages.optimiser is trainer.optimiser
+    assert (stages.length, stages.mix, stages.halve, stages.stages) == (10, 5, 2, 2)
+    assert trainer.loss.eps == pytest.approx(1.05 * 1.2 * 0.1) and trainer.loss.stability == 0.1
+    half = with_epochs(run, 4)["schedules"][0]
+    assert (half["length"], half["mix"], half["halve"]) == (1, 0.5, 0.25)
+    refuse({**run, "loss": RUN["loss"]}, r"schedules\[0\].of: there is no number 'stage'", build=True)
+    refuse({**run, "schedules": [{**colt, "mix": 3}]}, r"schedules\[0\]: stages of 10 batches", build=True)
+    refuse({**run, "schedules": [{**colt, "of": "eps"}]}, "there is no option 'of'")
+
+
+def test_goals_of_diffai_are_tables():
+    goal = {"name": "lin-mix", "weight": 0.3, "first": {"name": "clean"},
+            "second": {"name": "between", "attack": {"name": "pgd", "steps": 2}, "recipe": "ibp"}}  # fmt: skip
+    run = merged(RUN, {"regularisers": [], "schedules": [], "loss": None})
+    training = Training.of({**run, "loss": {"name": "diffai", "eps": 0.1, "goal": goal}})
+    found = training.make_loss(training.network((6,), 3)).goal
+    assert isinstance(found, LinMix) and found.weight == 0.3 and isinstance(found.first, Clean)
+    assert isinstance(found.second, Between) and found.second.attack.steps == 2 and found.second.recipe == "ibp"
+    for wrong, text in (
+        (
+            {**goal, "second": {"name": "cleen"}},
+            "loss.goal.second.name: there is no name 'cleen': did you mean 'clean'",
+        ),
+        ({**goal, "weight": 3}, "loss.goal: weight 3"),
+        ("clean", "loss.goal: is 'clean', and has to be a table"),
+    ):
+        refuse({**run, "loss": {"name": "diffai", "eps": 0.1, "goal": wrong}}, text)
+
+
+def refuse(run: dict, text: str, build: bool = False) -> None:
+    with pytest.raises(UsageError, match=text):
+        training = Training.of(run)
+        if build:
+            training.trainer(training.network((6,), 3), some_data())
+
+
+def test_presets_shrink_where_it_was_published():
+    shrunk = {name for name in PRESETS if preset(name)["loss"].get("shrink", 1) != 1}
+    assert shrunk == {"sabr/cifar10-2", "taps/cifar10-2", "staps/cifar10-2"}
 
 
 def changed(path: str, value) -> dict:

@@ -11,6 +11,7 @@ from torch import nn
 from absdom.sets import InputBatch
 from absdom.train.bounds import IBP
 from absdom.train.crown_ibp import CrownIBP
+from absdom.train.schedules import Follow, Ramp
 from absdom.train.task import Classification, Specification, Task
 
 EPS = 0.2
@@ -97,11 +98,14 @@ def test_the_fused_loss_is_that_worked_out_by_hand(share):
 
 def test_the_share_falls_with_eps_and_nothing_is_swept_without_it():
     net = two_layers()
-    loss = CrownIBP(net, Classification(), eps=0.05, beta=0.8, eps_max=EPS, fused=True)
-    assert loss.weight == pytest.approx(0.8 * 0.75)
+    loss = CrownIBP(net, Classification(), eps=0.0, fused=True)
+    ramp = Ramp(loss, "eps", 0.0, EPS, 0, 4, smooth=False)
+    follow, shares = Follow(loss, "beta", 0.8, 0.0, ramp), []
+    for _ in range(4):
+        shares.append(loss.beta)
+        ramp.step(), follow.step()
+    assert shares == pytest.approx([0.8, 0.6, 0.4, 0.2]) and loss.beta == 0 and loss.eps == EPS
     assert set(loss.state_dict()) == {"eps", "kappa", "beta"}
-    loss.eps = EPS
-    assert loss.weight == 0
     intervals = IBP(net, Classification(), eps=EPS)(X, Y)
     assert torch.allclose(loss(X, Y).total, intervals.total, atol=1e-12)
     assert torch.allclose(CrownIBP(net, Classification(), eps=EPS, beta=0.0)(X, Y).total, intervals.total, atol=1e-12)

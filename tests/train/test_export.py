@@ -135,3 +135,14 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ModelError, match="NaN"):
         export_onnx(broken, torch.zeros(1, 3), path)
     assert path.read_text() == "the old one" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_onnxruntime_reads_otherwise_is_refused(tmp_path):
+    """It takes a padding with zeros in front of a max pool for the pool's own, which is of -infinity."""
+    torch.manual_seed(0)
+    pad = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ZeroPad2d(1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3))
+    with pytest.raises(ModelError, match="padding with zeros in front of a max pool"):
+        export_onnx(pad, torch.rand(1, 1, 6, 6), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    pad[1], pad[2] = nn.Identity(), nn.MaxPool2d(2, padding=1)
+    export_onnx(pad, torch.rand(1, 1, 6, 6), tmp_path / "model.onnx")

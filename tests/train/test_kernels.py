@@ -62,7 +62,9 @@ def test_the_chord_of_relu_lies_above_it_over_the_reals(dtype):
 def test_the_chord_of_relu_lies_above_it_where_the_width_overflows(dtype):
     most = torch.finfo(dtype).max
     for low, high in ((-most, most), (-most, most * 1e-6), (-most * 0.75, most / 2), (-1.0, most), (-most, 1e-30)):
-        s, b = (float(t) for t in kernels.relu_chord(torch.tensor([low], dtype=dtype), torch.tensor([high], dtype=dtype)))
+        s, b = (
+            float(t) for t in kernels.relu_chord(torch.tensor([low], dtype=dtype), torch.tensor([high], dtype=dtype))
+        )
         assert 0 <= s <= 1 and b >= 0
         if b < torch.inf:  # else it claims nothing
             low, high, s, b = map(Fraction, (*torch.tensor([low, high], dtype=dtype).tolist(), s, b))

@@ -316,9 +316,35 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     changed = images()
     changed.y[0] = 1
     refuse(made(tmp_path, data=changed, config=same["config"]), UsageError, "data sha256", resume=True)
-    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
-    refuse(made(tmp_path), UsageError, "no checkpoint that can be read", resume=True)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    changed = bytearray(whole)
+    changed[whole.index(b"0.weight") + 2000] ^= 1
+    torch.save({"run": {}}, tmp_path / "other.pt")
+    for damaged in (b"", b"nothing", whole[: len(whole) // 2], bytes(changed), (tmp_path / "other.pt").read_bytes()):
+        (tmp_path / "checkpoint.pt").write_bytes(damaged)
+        refuse(made(tmp_path), UsageError, "no checkpoint of a trainer, or a damaged one", resume=True)
     refuse(made(), UsageError, "no folder", resume=True)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".checkpoint.pt.abc.pt").write_bytes(b"half a check")
+    made(tmp_path).run()
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "log.jsonl"}
+
+
+def test_a_run_that_never_began_leaves_no_run(tmp_path):
+    """Hooks, augmentations and a first epoch that fails: the folder can be used again."""
+    words = made(tmp_path, data=TrainingData(torch.rand(9, 6), torch.arange(9) % 3, 3, augment=CropFlip(1)))
+    net = network()
+    broken = IBP(net, SPEC, eps=0.1, regularisers=[Poison(0, float("nan"))])
+    for trainer, kind, text in (
+        (made(tmp_path, hooks=[EarlyStopping()]), UsageError, "needs held-out items"),
+        (words, UsageError, "crops and flips are of images"),
+        (made(tmp_path, net, broken), AbsdomError, "no checkpoint was written yet"),
+    ):
+        with pytest.raises(kind, match=text):
+            trainer.run()
+        assert not list(tmp_path.iterdir())
 
 
 def test_schedules_of_another_length_are_refused(tmp_path):
@@ -416,7 +442,7 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
     assert len(records) == 5 and trainer.finished and "0.5000 of epoch 3" in records[-1]["stopped"]
     assert "best" not in records[0] and records[-1]["best"] == {"epoch": 3, "robust_error": 0.5}
     assert torch.equal(net[-1].weight, seen[2]) and not torch.equal(seen[2], seen[4])
-    with pytest.raises(UsageError, match="needs held-out items"):
+    with pytest.raises(UsageError, match="early stopping by certified accuracy needs held-out items"):
         made(hooks=[EarlyStopping()]).run()
     with pytest.raises(UsageError, match="choose certified or attacked"):
         EarlyStopping(measure="clean")

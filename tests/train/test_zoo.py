@@ -39,6 +39,8 @@ LAYERS = [  # name, options, shape, classes, convolutions (filters, kernel, stri
     ("gowal_medium", {}, CIFAR, 10, MEDIUM, [512, 512], 1.19, 46912),
     ("wong_wide", {"k": 4}, MNIST, 10, [(16, 4, 2, 1), (32, 4, 2, 1)], [512], None, None),
     ("wong_deep", {"k": 2}, MNIST, 10, [(8, 3, 1, 1), (8, 4, 2, 1), (16, 3, 1, 1), (16, 4, 2, 1)], [100], None, None),
+    ("conv_med", {"widths": (2, 3)}, MNIST, 10, [(32, 5, 2, 2), (96, 4, 2, 1)], [100], None, None),
+    ("conv_med_big", {}, CIFAR, 10, [(32, 3, 1, 1), (32, 4, 2, 1), (128, 4, 2, 1)], [250], None, None),
     ("mlp", {"hidden": (500,)}, (561,), 6, [], [500], None, 500),
 ]
 
