@@ -6,6 +6,8 @@ from functools import partial
 
 import torch
 
+threshold_backward = torch.ops.aten.threshold_backward  # (g, x, t): g where x > t, else 0; comparisons are slow
+
 
 class _Kernel(torch.autograd.Function):
     """Base: works under torch.func; outside of it the arguments are not bound to a signature at each call, which costs
@@ -85,17 +87,15 @@ class _Relax(_Kernel):
 
 
 class _RelaxRelu(_Kernel):
-    """The line above goes through (-p, 0) and (h, h), h = u+ and p = l- or a number that is as good as zero: where ReLU
-    is linear its slope h / (h + p) is then 0 or 1 of itself. The line below has slope 1 where h > p, else 0.
+    """With the lines made before; a gradient that is itself differentiated makes them anew from the bounds.
 
     Temporaries are overwritten where they depend on all arguments (torch.func): it costs a fraction of a new tensor.
     """
 
     @staticmethod
-    def forward(rows, lower, upper):
-        below, _, slope, longer = _relu_lines(rows, lower, upper)
+    def forward(rows, lower, upper, below, width, slope, longer):
         through = rows.clamp_max(0) * slope
-        out = _where_positive(rows, longer).relu_().add_(through)
+        out = _where_positive(rows, longer.expand_as(rows)).relu_().add_(through)
         return out, through.mul_(below).sum(2)
 
     @staticmethod
@@ -104,25 +104,24 @@ class _RelaxRelu(_Kernel):
 
     @staticmethod
     def backward(ctx, change, of_constant):
-        rows, lower, upper = ctx.saved_tensors
-        below, width, slope, longer = _relu_lines(rows, lower, upper)
+        rows, lower, upper, *lines = ctx.saved_tensors
+        below, width, slope, longer = _relu_lines(lower, upper) if torch.is_grad_enabled() else lines
         of_constant = of_constant.unsqueeze(2)
         of_through = torch.addcmul(change, below, of_constant)
         of_rows = of_lower = of_upper = None
         if ctx.needs_input_grad[0]:
-            kept, steep = _where_positive(change, longer), of_through * slope
-            kept = torch.ops.aten.threshold_backward(kept - steep, rows, -torch.finfo(rows.dtype).tiny)
-            of_rows = kept.add_(steep)
+            steep = of_through * slope
+            kept = _where_positive(change, longer.expand_as(rows)).sub_(steep)
+            of_rows = threshold_backward(kept, rows, -torch.finfo(rows.dtype).tiny).add_(steep)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             # With s = h / (h + p): ds/dh = (1 - s) / (h + p), ds/dp = -s / (h + p).
-            negative, of_slope = rows.clamp_max(0), of_through / width
-            through = negative * slope
-            of_upper = _over_rows((negative - through) * of_slope, upper)
-            of_lower = _over_rows((of_slope - of_constant).mul_(through), lower)
-            low = below.squeeze(1)
-            of_lower = torch.ops.aten.threshold_backward(of_lower, low, _nought(low))
+            negative = rows.clamp_max(0)
+            per_width = (of_through / width).mul_(negative)
+            of_lower = _over_rows(torch.addcmul(per_width, negative, of_constant, value=-1).mul_(slope), lower)
+            of_upper = _over_rows(torch.addcmul(per_width, per_width, slope, value=-1), upper)
+            of_lower = threshold_backward(of_lower, below.squeeze(1), _nought(lower))
             of_upper = _where_positive(of_upper, upper)
-        return of_rows, of_lower, of_upper
+        return of_rows, of_lower, of_upper, None, None, None, None
 
 
 def _nought(value: torch.Tensor) -> float:
@@ -130,12 +129,13 @@ def _nought(value: torch.Tensor) -> float:
     return torch.finfo(value.dtype).tiny ** 0.5
 
 
-def _relu_lines(rows: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """p, h + p and h / (h + p), "G 1 n", and h - p, as large as the rows."""
+def _relu_lines(lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The line above ReLU through (-p, 0) and (h, h), h = u+ and p = l-, or a number as good as zero, so that slopes of
+    linear parts are 0 or 1 of themselves: p, h + p, h / (h + p), and h - p, positive where the line below has slope 1
+    (else 0). Each "G 1 n"."""
     below, high = (-lower).clamp_min_(_nought(lower)), torch.relu(upper)
     width = (below + high).clamp_max_(torch.finfo(high.dtype).max)  # a line that is steeper lies above the chord
-    below, width, slope, longer = (t.unsqueeze(1) for t in (below, width, high / width, high - below))
-    return below, width, slope, longer.expand_as(rows)
+    return below.unsqueeze(1), width.unsqueeze(1), (high / width).unsqueeze(1), (high - below).unsqueeze(1)
 
 
 def _over_rows(change: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -172,7 +172,7 @@ class _ReluChord(_Kernel):
         return _where_positive(of_lower, below), _where_positive(of_upper, high)
 
 
-_where_positive = partial(torch.ops.aten.threshold_backward, threshold=0)
+_where_positive = partial(threshold_backward, threshold=0)
 
 
 def _below(lower: torch.Tensor) -> torch.Tensor:
@@ -215,7 +215,9 @@ def relax(rows: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch
 def relax_relu(rows: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows "G r n" and constants "G r" behind ReLU on [lower, upper] "G n" (or "1 n"): nu- takes the least line above
     it, nu+ the one of slope 0 or 1 below it that leaves less area (CROWN: Zhang et al. 2018). Rounded."""
-    return _RelaxRelu.apply(rows, lower, upper)
+    with torch.no_grad():
+        lines = _relu_lines(lower, upper)
+    return _RelaxRelu.apply(rows, lower, upper, *lines)
 
 
 def relu_chord(lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

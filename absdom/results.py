@@ -238,7 +238,7 @@ class Certification:
         for name, share in shares:
             lines.append(f"{name:<16} " + ("not attacked" if share is None else f"{100 * share:7.3f} %"))
         lines += self._table()
-        for k, stage in enumerate(self.cascade(), 1):
+        for k, stage in enumerate(self.cascade() if len(self.models) > 1 else (), 1):
             counts = ", ".join(f"{stage[outcome]} {outcome}" for outcome in OUTCOMES)
             lines.append(f"model {k}: asked about {stage['asked']}: {counts}  {stage['model']}")
         if self.out_of_time:

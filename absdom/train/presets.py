@@ -159,9 +159,10 @@ DIFFAI = {
 
 # Networks that two CPU cores train in minutes.
 SMALL = {
-    "epochs": 25, "batch": 100, "init": "fast", "network": {"name": "wong_small"}, "optimiser": _adam(1e-3),
-    "schedules": [_ramp(1, 10), _falls([18, 22], 0.2)], "evaluation": {"method": ["ibp", "crown"], "limit": 1000},
+    "batch": 100, "init": "fast", "network": {"name": "wong_small"}, "optimiser": _adam(2e-3),
+    "evaluation": {"method": ["ibp", "crown"], "limit": 1000},
 }  # fmt: skip
+TWO_STEPS = _pgd(2, 0.9, best=False)
 
 SHRINK = {"shrink": 0.8}
 PLAIN = {"init": "default"}
@@ -169,9 +170,12 @@ PLAIN = {"init": "default"}
 PRESETS: Mapping[str, tuple[str, dict]] = MappingProxyType({
     name: (line, merged(*parts))
     for name, line, *parts in (
-        ("small/mnist-0.1", "Wong small, 25 epochs: minutes on a CPU", SMALL, _at(0.1, 0.12),
-         _loss("mtl-ibp", alpha=0.1, attack=_pgd(1, 10.0, best=False)), _l1(0.0)),
-        ("small/mnist-0.3", "Wong small, 25 epochs: minutes on a CPU", SMALL, _at(0.3, 0.32), _loss("ibp"), _l1(0.0)),
+        ("small/mnist-0.1", "Wong small on a CPU: 98.4 / 96.1 (first 1,000, bab)", SMALL, _at(0.1, 0.2),
+         {"epochs": 30, "schedules": [_ramp(1, 10), _falls([21, 27], 0.2)]},
+         _loss("mtl-ibp", alpha=0.1, attack=TWO_STEPS), _l1(1e-6, fast=None)),
+        ("small/mnist-0.3", "Wong small, minutes on a CPU", SMALL, _at(0.3),
+         {"epochs": 20, "schedules": [_ramp(1, 7), _falls([14, 18], 0.2)]},
+         _loss("mtl-ibp", alpha=0.5, attack=TWO_STEPS), _l1(0.0)),
 
         ("small/digits-0.1", "for the digits of examples/08: seconds on a CPU", SMALL, _at(0.1),
          {"epochs": 40, "network": {"name": "mlp", "hidden": [128]}, "optimiser": {"lr": 3e-3}, "init": "default",

@@ -75,11 +75,12 @@ class AdaptiveRelu(NamedTuple):
         return choose_lines(self.op, self.lower, self.upper, "adaptive", {})
 
 
-class ReluDual(ElementwiseDual):
-    """The same, in fewer passes over memory where a run allows it."""
+class KindDual(ElementwiseDual):
+    """The rule of the kind: the same, and for ReLU fewer passes over memory where a run allows it."""
 
     def relax(self, place, recipe):
-        if place.arithmetic.charged or place.arithmetic.guarded or place.knobs or recipe.slope != "adaptive":
+        guarded = place.arithmetic.charged or place.arithmetic.guarded
+        if type(place.op) is not Relu or guarded or place.knobs or recipe.slope != "adaptive":
             return super().relax(place, recipe)
         return AdaptiveRelu(place.op, place.inputs[0].lower, place.inputs[0].upper)
 
@@ -166,6 +167,5 @@ class MultivariateDual(LayerDual):
 
 
 register_rule(Linear, Affine)(AffineDual())
-register_rule(Linear, Elementwise)(ElementwiseDual())
-register_rule(Linear, Relu)(ReluDual())
+register_rule(Linear, Elementwise)(KindDual())
 register_rule(Linear, Multivariate)(MultivariateDual())

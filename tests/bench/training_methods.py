@@ -1,7 +1,7 @@
 """IBP, CROWN-IBP, CAP and the one-step method of Lee et al. on one schedule: errors and smoothness, as in their paper.
 
 usage: python tests/bench/training_methods.py --data MNIST.npz --work DIR [--methods ibp ...] [--radii 0.1 0.3]
-       [--images 10000] [--epochs 7] [--batch 50] [--out FOLDER] [--minutes M]
+       [--images 6000] [--epochs 7] [--batch 50] [--out FOLDER] [--minutes M]
 
 Wong's small network, the same start, images, order and learning rates for all: the radius grows from 0 over the first
 half (a straight line), training and test radius are the same, Adam. CAP trains with 10 Cauchy projections and is
@@ -34,7 +34,7 @@ from absdom.train.task import Classification
 from absdom.train.trainer import Trainer
 from absdom.train.zoo import wong_small
 
-SHAPE, TEST = (1, 28, 28), 1000
+SHAPE, TEST = (1, 28, 28), 500
 SPEC, ATTACK = Classification(), PGD(40, 0.1)
 MEASURES = 24  # of the landscape in a run, of which the second half, at the full radius, is summed up
 
@@ -207,10 +207,10 @@ def main():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--radii", nargs="+", type=float, default=[0.1, 0.3])
-    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop before this, to be continued")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
