@@ -176,7 +176,7 @@ class Certifier:
         one = self.device == "cuda" or self.takes_all_cores
         for items in self._items(fresh, jobs or (1 if one else min(JOBS, _cores()))):
             done |= {item.number: item for item in items}
-            if record is not None:
+            if record is not None and items:  # of a group all may wait
                 record(items)
         ordered = tuple(done[self.data.first + i] for i in range(len(self.data)))
         names = tuple(model.name for model in self.models)

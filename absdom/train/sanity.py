@@ -12,7 +12,7 @@ from absdom.errors import PropertyError, UsageError
 from absdom.train.data import TrainingData, as_points
 from absdom.train.live import Live
 from absdom.train.loss import Loss
-from absdom.train.schedules import Schedule
+from absdom.train.schedules import Ramp, Schedule
 
 HALF = (torch.float16, torch.bfloat16)
 PIXELS = 255
@@ -87,6 +87,16 @@ def warn_of_units(loss: Loss, schedules: Sequence[Schedule], data: TrainingData)
             f"{where}, outside the range [{spec.clip[0]:g}, {spec.clip[1]:g}] of the inputs (clip), which cuts the "
             "sets down to it: give the range of these data, or None"
         )
+
+
+def warn_of_ramps(schedules: Sequence[Schedule], steps: int) -> None:
+    """Warns of ramps that are not at their end when the run is, after so many batches."""
+    for ramp in schedules:
+        if isinstance(ramp, Ramp) and ramp.start + ramp.length > steps:
+            _warn(
+                f"{ramp.name} reaches {ramp.end_value:g} after {ramp.start + ramp.length:g} batches, and the run has "
+                f"{steps}: it ends at {ramp.value_at(steps):.4g}; train longer, or shorten the ramp"
+            )
 
 
 def _warn(text: str) -> None:

@@ -29,7 +29,7 @@ from absdom.train.live import NORMS
 from absdom.train.log import Meter, append_log, nested, write_log
 from absdom.train.loss import Loss, Output
 from absdom.train.parallel import Backward, Processes, joined
-from absdom.train.sanity import check_items, check_optimiser, check_precision, warn_of_units
+from absdom.train.sanity import check_items, check_optimiser, check_precision, warn_of_ramps, warn_of_units
 from absdom.train.schedules import Schedule
 from absdom.train.shares import NEURONS, Evaluation, shares_of
 
@@ -124,6 +124,7 @@ class Trainer:
         self.processes = joined(device)
         if self.processes.first:
             warn_of_units(self.loss, self.schedules, self.data)
+            warn_of_ramps(self.schedules, self.epochs * self.data.batches)
         if self.validation is not None and len(self.validation) < self.processes.count:
             raise UsageError(
                 f"{len(self.validation)} held-out items for {self.processes.count} processes: one for each"

@@ -79,7 +79,7 @@ def test_every_preset_is_a_run(name):
     method, _, data = name.partition("/")
     kind, _, radius = data.partition("-")
     assert training.judgement.eps == pytest.approx(float(radius) / (255 if float(radius) >= 1 else 1))
-    assert training.eps >= training.judgement.eps * 0.999 and training.epochs >= 25
+    assert training.eps >= training.judgement.eps * 0.999 and training.epochs >= 20
     times = [s.get("start", 0) + s.get("length", 0) for s in table["schedules"]]
     times += [t for s in table["schedules"] for t in s.get("at", ())]
     assert max(times) < training.epochs

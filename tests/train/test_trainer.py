@@ -389,10 +389,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
             made(**{name: 0})
 
 
-def warned(eps: float, data: TrainingData, clip=(0.0, 1.0), **schedules) -> list[str]:
+def warned(eps: float, data: TrainingData, clip=(0.0, 1.0), end: float | None = None, length: int = 1) -> list[str]:
     net = network()
     loss = IBP(net, Classification(clip=clip), eps=eps)
-    ramps = [Ramp(loss, "eps", 0.0, schedules["end"], 0, 99)] if schedules else []
+    ramps = [] if end is None else [Ramp(loss, "eps", 0.0, end, 0, length)]
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         made(net=net, loss=loss, data=data, schedules=ramps).run()
@@ -410,6 +410,11 @@ def test_units_that_disagree_are_told_once():
     assert "eps 0.03 for data in [0, 2" in text and "give eps as 7.65" in text
     (text,) = warned(4.0, grey)
     assert "outside the range [0, 1]" in text
+
+
+def test_a_ramp_that_is_longer_than_the_run_is_told():
+    (text,) = warned(0.0, images(), end=0.1, length=9999)
+    assert "eps reaches 0.1 after 9999 batches, and the run has" in text
 
 
 class Scripted(Hook):
