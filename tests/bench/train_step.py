@@ -1,11 +1,11 @@
 """Seconds of a training step by each loss of bounds, beside a plain step on the same batch, and beside other tools.
 
-    python tests/bench/train_step.py [--peers FILE.csv --calibration RATIO] [--rounds 40]
+    python tests/bench/train_step.py [--peers FILE.csv --calibration RATIO] [--rounds 40] [--exact]
 
 Wong's small network on inputs of MNIST's shape, with random weights, eps 0.1, one thread. A step is zero_grad, the
 loss, backward and Adam's step; the plain one has the cross-entropy of the outputs. Steps of all losses take turns, so
-that what else runs on the machine falls on all of them; medians count. `--peers` has the columns method, batch and
-step_s (the least of a method's rows counts), which is divided by RATIO: how many times faster this machine is.
+that what else runs on the machine falls on all of them; medians count. `--peers` has the columns method, weights (the
+rows of random ones count), batch and step_s, which is divided by RATIO: how many times faster this machine is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import csv
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ OUT = Path(__file__).parent / "results" / "train_step.md"
 EPS = 0.1
 SLOW = 10  # losses that take so many plain steps take part in every fifth round,
 LONGEST = 30.0  # and in no more once they took so many seconds in all
+EXACT, EXACT_BATCH = ("CAP", "CROWN"), 50  # what keeps rows for every neuron: some 12 GB with random weights
 LOSSES: dict[str, tuple[Callable, str | None]] = {  # name: the loss of a network, and what other tools call it
     "plain": (lambda net: torch.nn.functional.cross_entropy, None),
     "IBP": (lambda net: IBP(net, Classification(), eps=EPS), "auto_LiRPA IBP"),
@@ -45,8 +46,8 @@ LOSSES: dict[str, tuple[Callable, str | None]] = {  # name: the loss of a networ
 }  # fmt: skip
 
 
-def steps(batch: int) -> dict[str, Callable[[], None]]:
-    """One training step of each loss, on a network of its own with the same weights."""
+def steps(batch: int, names: Sequence[str]) -> dict[str, Callable[[], None]]:
+    """One training step of each of these losses, on a network of its own with the same weights, which stay."""
     torch.manual_seed(0)
     x, y = torch.rand(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
 
@@ -63,12 +64,12 @@ def steps(batch: int) -> dict[str, Callable[[], None]]:
 
         return step
 
-    return {name: step_of(name) for name in LOSSES}
+    return {name: step_of(name) for name in names}
 
 
-def measure(batch: int, rounds: int) -> dict[str, float]:
+def measure(batch: int, rounds: int, exact: bool = False) -> dict[str, float]:
     """Median seconds of each loss's step."""
-    todo = steps(batch)
+    todo = steps(batch, [name for name in LOSSES if name not in EXACT or exact and batch == EXACT_BATCH])
     for step in todo.values():  # captures the network
         step()
     found = {name: [seconds(step)] for name, step in todo.items()}
@@ -88,12 +89,9 @@ def seconds(step: Callable[[], None]) -> float:
 
 def peers_of(path: Path, ratio: float) -> dict[tuple[str, int], float]:
     """(method, batch) -> seconds on this machine."""
-    found: dict[tuple[str, int], float] = {}
     with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            key, scaled = (row["method"], int(row["batch"])), float(row["step_s"]) / ratio
-            found[key] = min(scaled, found.get(key, scaled))
-    return found
+        rows = [row for row in csv.DictReader(file) if row["weights"] == "random"]
+    return {(row["method"], int(row["batch"])): float(row["step_s"]) / ratio for row in rows}
 
 
 def table(batch: int, times: dict[str, float], peers: dict[tuple[str, int], float]) -> list[str]:
@@ -114,6 +112,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--calibration", type=float, default=1.0, help="how many times faster this machine is")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--exact", action="store_true", help="CAP and CROWN too, which take 12 GB of memory")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -126,7 +125,7 @@ def main() -> None:
         "Other tools' steps are scaled by the time that the same work took on the two machines.",
     ]  # fmt: skip
     for batch in (50, 100):
-        lines += table(batch, measure(batch, args.rounds), peers)
+        lines += table(batch, measure(batch, args.rounds, args.exact), peers)
     args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
